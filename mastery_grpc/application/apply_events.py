@@ -1,0 +1,110 @@
+"""The use case behind both doors: load the students, fold their events, commit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mastery_grpc.application.student_update import Delivery, Outcome, StudentUpdate, needs_log
+from mastery_grpc.domain.errors import Contention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime, timedelta
+
+    from mastery_grpc.application.ports import LoadedStudent, LoggedEvent, StudentRepository
+    from mastery_grpc.domain.events import StudentKey
+    from mastery_grpc.domain.scoring import ScoringRules
+
+MAX_ATTEMPTS = 20
+"""Each failed attempt means that somebody else committed; 20 in a row is a fault, not bad luck."""
+
+_Pending = dict["StudentKey", list[int]]
+
+
+class ApplyEvents:
+    """Applies a batch of events, each exactly once.
+
+    Costs one read and one write round trip; one more read if events are late, more of both if another writer
+    changes one of the students at the same time.
+    """
+
+    def __init__(
+        self,
+        repository: StudentRepository,
+        *,
+        rules: ScoringRules,
+        log_retention: timedelta,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._repository = repository
+        self._rules = rules
+        self._log_retention = log_retention
+        self._clock = clock
+
+    async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        """Returns what became of each delivery, in their order.
+
+        Raises StorageUnavailable; then some students may have been written and others not, and repeating the
+        call completes it.
+        """
+        outcomes = [Outcome()] * len(deliveries)
+        pending: _Pending = {}
+        for index, delivery in enumerate(deliveries):
+            pending.setdefault(delivery.event.student, []).append(index)
+        for _ in range(MAX_ATTEMPTS):
+            if not pending:
+                break
+            pending = await self._attempt(deliveries, pending, outcomes)
+        for indices in pending.values():
+            for index in indices:
+                outcomes[index] = Outcome(error=Contention("another writer kept changing the student"))
+        return outcomes
+
+    async def _attempt(
+        self, deliveries: Sequence[Delivery], pending: _Pending, outcomes: list[Outcome]
+    ) -> _Pending:
+        """Applies what is pending and returns what must be tried again, because a student has moved on."""
+        now = self._clock()
+        loaded = await self._repository.load(
+            {
+                student: [deliveries[index].event.event_id for index in indices]
+                for student, indices in pending.items()
+            }
+        )
+        logs = await self._load_logs(loaded, deliveries, pending, now)
+        changes = []
+        for student in loaded:
+            update = StudentUpdate(student, logs.get(student.student), rules=self._rules, now=now)
+            for index in pending[student.student]:
+                outcomes[index] = update.apply(deliveries[index])
+            if (change := update.change(log_retention=self._log_retention)) is not None:
+                changes.append(change)
+        if not changes:
+            return {}
+        written = await self._repository.commit(changes)
+        return {
+            change.student: pending[change.student]
+            for change, is_written in zip(changes, written, strict=True)
+            if not is_written
+        }
+
+    async def _load_logs(
+        self,
+        loaded: Sequence[LoadedStudent],
+        deliveries: Sequence[Delivery],
+        pending: _Pending,
+        now: datetime,
+    ) -> dict[StudentKey, list[LoggedEvent]]:
+        wanted = [
+            student.student
+            for student in loaded
+            if needs_log(
+                student,
+                [deliveries[index] for index in pending[student.student]],
+                now=now,
+                log_retention=self._log_retention,
+            )
+        ]
+        if not wanted:
+            return {}
+        return dict(zip(wanted, await self._repository.load_logs(wanted), strict=True))

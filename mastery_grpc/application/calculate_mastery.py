@@ -1,0 +1,83 @@
+"""The use case of setting a student's components to values measured elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from mastery_grpc.domain.errors import StudentNotFound
+from mastery_grpc.domain.events import LearningEvent, MasteryCalculation, StudentKey
+from mastery_grpc.domain.scoring import Components, Weights
+from mastery_grpc.domain.student import Mastery, fold, mastery_of, reweighted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from mastery_grpc.application.accept_events import AcceptEvents
+    from mastery_grpc.application.ports import StudentRepository
+    from mastery_grpc.domain.scoring import ScoringRules
+
+SOURCE = "mastery.v1.MasteryService/CalculateMastery"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calculation:
+    """What is to be set, and for whom."""
+
+    student: StudentKey
+    components: Components
+    weights: Weights | None = None
+    """For the mastery in the answer only; what is stored always follows the configured weights."""
+    request_id: str = ""
+    """A UUID in lower case; the same one has its effect once. Empty for a call that always counts."""
+
+
+class CalculateMastery:
+    """Applies a calculation as an event of its own, at the time of the call."""
+
+    def __init__(
+        self,
+        accept: AcceptEvents,
+        repository: StudentRepository,
+        *,
+        rules: ScoringRules,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._accept = accept
+        self._repository = repository
+        self._rules = rules
+        self._clock = clock
+
+    async def __call__(self, calculation: Calculation) -> tuple[Mastery, bool]:
+        """Returns the mastery that results, and whether this request had been applied before."""
+        [outcome] = await self._accept([self._event(calculation)])
+        if outcome.error is not None:
+            raise outcome.error
+        mastery = outcome.mastery
+        if mastery is None:  # applied so long ago that only the log remembers it
+            [mastery] = await self._repository.read_masteries([calculation.student])
+        if mastery is None:
+            raise StudentNotFound(calculation.student.student_id)
+        return _weighted(mastery, calculation), outcome.duplicate
+
+    async def preview(self, calculation: Calculation) -> Mastery:
+        """Returns the mastery that would result, and stores nothing."""
+        event = self._event(calculation)
+        [loaded] = await self._repository.load({calculation.student: []})
+        state = fold(loaded.state, event, self._rules)
+        return _weighted(mastery_of(calculation.student, state, self._rules), calculation)
+
+    def _event(self, calculation: Calculation) -> LearningEvent:
+        return LearningEvent(
+            event_id=calculation.request_id or str(uuid4()),
+            student=calculation.student,
+            event_time=self._clock(),
+            payload=MasteryCalculation(components=calculation.components),
+            source=SOURCE,
+        )
+
+
+def _weighted(mastery: Mastery, calculation: Calculation) -> Mastery:
+    return mastery if calculation.weights is None else reweighted(mastery, calculation.weights)

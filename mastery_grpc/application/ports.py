@@ -1,0 +1,140 @@
+"""What the use cases need from the outside, as Protocols; `storage`, `ingest` and test fakes provide it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Protocol
+
+from mastery_grpc.domain.events import LearningEvent, StudentKey
+from mastery_grpc.domain.results import Result
+from mastery_grpc.domain.student import EMPTY_STATE, Mastery, StudentState
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessingRecord:
+    """The proof that an event was applied."""
+
+    processed_time: datetime
+    origin: str
+    """The Kafka record that delivered it, as topic/partition/offset; empty if none did."""
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedStudent:
+    """What is stored of a student, as far as folding further events forward needs it."""
+
+    student: StudentKey
+    state: StudentState = EMPTY_STATE
+    base: StudentState = EMPTY_STATE
+    """The state before the first event in the log; not empty once old events have left the log."""
+    log_start_time: datetime | None = None
+    """When the oldest event in the log was written."""
+    processed: Mapping[str, ProcessingRecord] = field(default_factory=dict)
+    """Of the events asked about, those already applied within the retention of the records."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """An event in a student's log."""
+
+    entry_id: str
+    """The id of the stream entry."""
+    written_time: datetime
+    event: LearningEvent
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedEvent:
+    """An event to be written, with its proof."""
+
+    event: LearningEvent
+    record: ProcessingRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentChange:
+    """One update of one student: written whole or not at all."""
+
+    student: StudentKey
+    expected_version: int
+    """The version that the change was computed from; 0 for a new student."""
+    state: StudentState
+    base: StudentState
+    log_start_time: datetime
+    mastery: Mastery
+    snapshots: Mapping[date, Mastery]
+    """The last mastery of every day that the change touches."""
+    applied: Sequence[AppliedEvent]
+    forgotten: Sequence[str] = ()
+    """Ids of log entries that `base` replaces."""
+
+
+class StudentRepository(Protocol):
+    """The students' state, their logs, snapshots and processing records.
+
+    Batch-shaped: each method is one round trip however many students it is given, and answers in their
+    order. Raises StorageUnavailable; what was being written then may be there or not, and repeating is safe.
+    """
+
+    async def load(self, wanted: Mapping[StudentKey, Sequence[str]]) -> list[LoadedStudent]:
+        """Returns each student's state together with the records of the given event ids."""
+
+    async def load_logs(self, students: Sequence[StudentKey]) -> list[list[LoggedEvent]]:
+        """Returns each student's retained events in order of writing."""
+
+    async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
+        """Writes each change if its student still has the expected version and none of its events is applied.
+
+        Returns for each change whether it was written; drops the student's prediction and path, announces the
+        new mastery.
+        """
+
+    async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
+        """Returns each student's current mastery, None for unknown students."""
+
+    async def read_snapshot(self, student: StudentKey, day: date) -> Mastery | None:
+        """Returns the last mastery of a UTC day, None if the student had no event on it."""
+
+    async def ping(self) -> None:
+        """Returns if the storage answers."""
+
+
+class MasteryReader(Protocol):
+    """Current masteries, possibly from a cache that is at most 30 s behind."""
+
+    async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
+        """Returns each student's current mastery, None for unknown students."""
+
+
+class Subscription(Protocol):
+    """Changes of the students that one watcher asked for."""
+
+    async def next(self) -> Sequence[Mastery] | None:
+        """Waits for changes; returns the newest mastery of each changed student.
+
+        Returns None when announcements may have been missed and the current state must be read anew. Raises
+        ShuttingDown.
+        """
+
+
+class MasteryFeed(Protocol):
+    """The announcements of committed changes."""
+
+    def subscribe(self, students: Sequence[StudentKey]) -> AbstractAsyncContextManager[Subscription]:
+        """Returns a subscription that is live from entering the context on."""
+
+
+class RequestLog(Protocol):
+    """The topic `mastery.requests`, for events that arrive by gRPC."""
+
+    async def append(self, events: Sequence[LearningEvent]) -> list[str]:
+        """Returns where each event was written, as topic/partition/offset, once the broker has them all.
+
+        Raises BrokerUnavailable; some of the events may have been written all the same.
+        """

@@ -1,0 +1,146 @@
+"""One student's step from the stored state to the next: which events are new, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mastery_grpc.application.ports import AppliedEvent, LoggedEvent, ProcessingRecord, StudentChange
+from mastery_grpc.domain.errors import EventTooOld, MasteryError
+from mastery_grpc.domain.events import LearningEvent
+from mastery_grpc.domain.results import Result, results_of
+from mastery_grpc.domain.student import Mastery, StudentState, mastery_of
+from mastery_grpc.domain.timeline import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date, datetime, timedelta
+
+    from mastery_grpc.application.ports import LoadedStudent
+    from mastery_grpc.domain.scoring import ScoringRules
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event as it arrived."""
+
+    event: LearningEvent
+    origin: str = ""
+    """The Kafka record that holds it, as topic/partition/offset; empty if none does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one delivery: applied, known already, or refused."""
+
+    mastery: Mastery | None = None
+    """The mastery after the event; None if it was refused, or applied too long ago to say."""
+    duplicate: bool = False
+    results: tuple[Result, ...] = ()
+    """What is to be published for this delivery. A duplicate has results only if it is the very record that
+    was applied before: then the first attempt may have died before it could publish them."""
+    error: MasteryError | None = None
+
+
+def needs_log(
+    loaded: LoadedStudent, deliveries: Sequence[Delivery], *, now: datetime, log_retention: timedelta
+) -> bool:
+    """Returns whether the update needs the student's log.
+
+    It does for events at or before the newest one, which are late or repeated, and when part of the log has
+    outlived its time.
+    """
+    if loaded.log_start_time is not None and now - loaded.log_start_time > log_retention:
+        return True
+    return any(
+        delivery.event.position <= loaded.state.position and delivery.event.event_id not in loaded.processed
+        for delivery in deliveries
+    )
+
+
+class StudentUpdate:
+    """Applies deliveries one after the other to what was loaded, and collects the change to be written."""
+
+    def __init__(
+        self, loaded: LoadedStudent, log: Sequence[LoggedEvent] | None, *, rules: ScoringRules, now: datetime
+    ) -> None:
+        """`log` may be None unless `needs_log` says otherwise."""
+        self._loaded = loaded
+        self._log = log
+        self._rules = rules
+        self._now = now
+        # Without the log, or where all of it has expired, the state stands for everything before.
+        base = loaded.base if log else loaded.state
+        self._timeline = Timeline(base=base, events=[logged.event for logged in log or ()], rules=rules)
+        self._mastery = self._mastery_of(loaded.state) if loaded.state.event_count else None
+        self._processed = dict(loaded.processed)
+        self._applied: list[AppliedEvent] = []
+        self._snapshots: dict[date, Mastery] = {}
+
+    def apply(self, delivery: Delivery) -> Outcome:
+        """Takes in one delivery."""
+        event = delivery.event
+        if (record := self._processed.get(event.event_id)) is not None:
+            return _duplicate(record, delivery)
+        if event.event_id in self._timeline:
+            return Outcome(duplicate=True)
+        try:
+            results = self._fold(event)
+        except EventTooOld as error:
+            return Outcome(error=error)
+        record = ProcessingRecord(self._now, delivery.origin, results)
+        self._processed[event.event_id] = record
+        self._applied.append(AppliedEvent(event, record))
+        return Outcome(mastery=self._mastery, results=results)
+
+    def change(self, *, log_retention: timedelta) -> StudentChange | None:
+        """Returns what is to be written, None if no delivery was new."""
+        if not self._applied or self._mastery is None:
+            return None
+        base, forgotten, log_start_time = self._forget(log_retention)
+        return StudentChange(
+            student=self._loaded.student,
+            expected_version=self._loaded.state.event_count,
+            state=self._timeline.state,
+            base=base,
+            log_start_time=log_start_time,
+            mastery=self._mastery,
+            snapshots=self._snapshots,
+            applied=self._applied,
+            forgotten=forgotten,
+        )
+
+    def _fold(self, event: LearningEvent) -> tuple[Result, ...]:
+        before, day = self._mastery, event.event_time.date()
+        is_late = event.position <= self._timeline.state.position
+        self._timeline.add(event)
+        after = self._mastery = self._mastery_of(self._timeline.state)
+        if is_late:
+            later_days = self._timeline.last_states_since(day)
+            self._snapshots.update({later: self._mastery_of(state) for later, state in later_days.items()})
+        else:
+            self._snapshots[day] = after
+        return results_of(event, before=before, after=after)
+
+    def _forget(self, log_retention: timedelta) -> tuple[StudentState, list[str], datetime]:
+        """Returns the base, the log entries that it replaces, and when the oldest of the rest was written."""
+        if self._log is None:
+            return self._loaded.base, [], self._loaded.log_start_time or self._now
+        oldest_kept = self._now - log_retention
+        expired = {logged.event.event_id for logged in self._log if logged.written_time < oldest_kept}
+        base, forgotten = self._timeline.forgettable(expired)
+        entry_ids = [logged.entry_id for logged in self._log if logged.event.event_id in forgotten]
+        kept = [logged.written_time for logged in self._log if logged.event.event_id not in forgotten]
+        return base, entry_ids, min(kept, default=self._now)
+
+    def _mastery_of(self, state: StudentState) -> Mastery:
+        return mastery_of(self._loaded.student, state, self._rules)
+
+
+def _duplicate(record: ProcessingRecord, delivery: Delivery) -> Outcome:
+    is_redelivery = record.origin != "" and record.origin == delivery.origin
+    return Outcome(
+        mastery=record.results[0].mastery if record.results else None,
+        duplicate=True,
+        results=record.results if is_redelivery else (),
+    )

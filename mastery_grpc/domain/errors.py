@@ -1,0 +1,107 @@
+"""The typed errors of the engine, raised inside and turned into a status once, at the edge.
+
+* MasteryError
+  + InvalidInput          the caller's data breaks a rule; says which field and why
+  + EventTooOld           the event precedes what the student's log still remembers
+  + NotFound
+    - StudentNotFound     no event of this student was ever applied
+    - SnapshotNotFound    the student has no event on that day, or it is past retention
+  + Contention            somebody else kept changing the student while we tried to
+  + Unavailable           a dependency is away; the same call may succeed later
+    - StorageUnavailable
+    - BrokerUnavailable
+    - ShuttingDown        this process is about to stop; another one will answer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date
+
+
+class MasteryError(Exception):
+    """The root of every error that the engine raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken rule: the field as the producer spells it, and the reason in words."""
+
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class InvalidInput(MasteryError):
+    """Data that breaks a rule of the contract. It will never become valid by retrying."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__("; ".join(map(str, violations)))
+        self.violations = tuple(violations)
+
+    @classmethod
+    def of(cls, field: str, reason: str) -> InvalidInput:
+        """Returns the error for a single violation."""
+        return cls([Violation(field, reason)])
+
+
+class EventTooOld(MasteryError):
+    """An event older than the part of the student's log that is still kept, so its place is unknown."""
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__("event_time precedes the retained event log of the student")
+        self.event_id = event_id
+
+
+class NotFound(MasteryError):
+    """A resource that does not exist."""
+
+    def __init__(self, resource_type: str, resource_name: str) -> None:
+        super().__init__(f"{resource_type} {resource_name!r} not found")
+        self.resource_type = resource_type
+        self.resource_name = resource_name
+
+
+class StudentNotFound(NotFound):
+    """No event of this student was ever applied."""
+
+    def __init__(self, student_id: str) -> None:
+        super().__init__("mastery.v1.Student", student_id)
+
+
+class SnapshotNotFound(NotFound):
+    """The student has no snapshot of that day."""
+
+    def __init__(self, student_id: str, day: date) -> None:
+        super().__init__("mastery.v1.MasterySnapshot", f"{student_id}/{day.isoformat()}")
+
+
+class Contention(MasteryError):
+    """A student kept changing under a compare-and-set; nothing of the attempt was written."""
+
+
+class Unavailable(MasteryError):
+    """A dependency is away. Nothing is lost; the same call may succeed after `retry_after` seconds."""
+
+    retry_after = 1.0
+
+
+class StorageUnavailable(Unavailable):
+    """Redis did not answer, or cannot take writes just now."""
+
+
+class BrokerUnavailable(Unavailable):
+    """Kafka did not answer."""
+
+
+class ShuttingDown(Unavailable):
+    """The process is about to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")

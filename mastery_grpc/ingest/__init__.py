@@ -1,0 +1,1 @@
+"""The Kafka door: records in, state applied, results and dead letters out."""

@@ -1,0 +1,143 @@
+"""One membership in the consumer group: from joining to leaving, or to the first error that ends it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import structlog
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from mastery_grpc.ingest.topics import MAX_RECORD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from confluent_kafka import KafkaError, Message
+
+    from mastery_grpc.ingest.records import OutgoingRecord
+    from mastery_grpc.ingest.topics import KafkaAccess
+
+GATHER_SECONDS = 0.005
+"""How long a batch that has begun waits for more: next to nothing, so that a lone event need not wait."""
+PUBLISH_TIMEOUT = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class KafkaSession:
+    """A consumer and its producer. Everything here blocks and belongs to one thread.
+
+    Raises KafkaException. After one the session is to be closed and a new one begun: it goes on from the
+    committed offsets, so nothing is lost by that.
+    """
+
+    def __init__(self, access: KafkaAccess, *, group_id: str, transactional: bool) -> None:
+        """A session that is not `transactional` publishes at least once: a crash may repeat results."""
+        self._topics = access.topics
+        self._transactional = transactional
+        self._consumer = Consumer(
+            access.client(
+                group_id=group_id,
+                enable_auto_commit=False,  # offsets are committed with the results that they led to
+                enable_auto_offset_store=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                partition_assignment_strategy="cooperative-sticky",
+                fetch_message_max_bytes=MAX_RECORD_BYTES,
+            )
+        )
+        properties = access.client(
+            enable_idempotence=True, linger_ms=0, compression_type="lz4", message_max_bytes=MAX_RECORD_BYTES
+        )
+        if transactional:
+            # The name may be new each time: a zombie is fenced by the generation of its group membership.
+            properties["transactional.id"] = f"{group_id}-{uuid.uuid4()}"
+            properties["transaction.timeout.ms"] = round(PUBLISH_TIMEOUT * 1000)
+        self._producer = Producer(properties)
+        self._delivery_error: KafkaError | None = None
+
+    def open(self) -> None:
+        """Joins the group."""
+        if self._transactional:
+            self._producer.init_transactions(PUBLISH_TIMEOUT)
+        self._consumer.subscribe([self._topics.requests])
+
+    def receive(self, most: int, timeout: float) -> list[Message]:
+        """Returns up to `most` records, none after `timeout` seconds without any."""
+        first = self._consumer.poll(timeout)
+        if first is None:
+            return []
+        messages = [first, *self._consumer.consume(most - 1, GATHER_SECONDS)]
+        for message in messages:
+            if (error := message.error()) is not None:
+                raise KafkaException(error)
+        return messages
+
+    def publish(self, records: Iterable[OutgoingRecord], consumed: Sequence[Message]) -> None:
+        """Produces the records and commits the offsets of what was consumed, in one transaction."""
+        offsets = _next_offsets(consumed)
+        if not self._transactional:
+            self._produce(records)
+            if self._producer.flush(PUBLISH_TIMEOUT) or self._delivery_error is not None:
+                raise KafkaException(self._delivery_error or "results were not delivered in time")
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+            return
+        self._producer.begin_transaction()
+        try:
+            self._produce(records)
+            self._producer.send_offsets_to_transaction(
+                offsets, self._consumer.consumer_group_metadata(), PUBLISH_TIMEOUT
+            )
+            self._producer.commit_transaction(PUBLISH_TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].txn_requires_abort():
+                self._producer.abort_transaction(PUBLISH_TIMEOUT)
+            raise
+
+    def stay_alive(self) -> None:
+        """Tells the group that this member lives, while it cannot take more records."""
+        self._consumer.pause(self._consumer.assignment())
+        # Partitions assigned by this very poll were not paused: what it hands out is put back.
+        message = self._consumer.poll(0)
+        if message is not None and message.error() is None:
+            self._consumer.seek(_position(message, message.offset()))
+
+    def resume(self) -> None:
+        """Takes records again after `stay_alive`."""
+        self._consumer.resume(self._consumer.assignment())
+
+    def close(self) -> None:
+        """Leaves the group; a transaction under way is aborted."""
+        self._consumer.close()
+        self._producer.close()
+
+    def _produce(self, records: Iterable[OutgoingRecord]) -> None:
+        for record in records:
+            while True:
+                try:
+                    self._producer.produce(
+                        record.topic,
+                        key=record.key,
+                        value=record.value,
+                        headers=record.headers,
+                        on_delivery=self._on_delivery,
+                    )
+                    break
+                except BufferError:  # the local queue is full: give it time to drain
+                    self._producer.poll(0.1)
+        self._producer.poll(0)
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._delivery_error = error
+
+
+def _next_offsets(messages: Sequence[Message]) -> list[TopicPartition]:
+    """Returns for each partition the offset of the record after the last one consumed."""
+    last = {message.partition(): message for message in messages}
+    return [_position(message, (message.offset() or 0) + 1) for message in last.values()]
+
+
+def _position(message: Message, offset: int | None) -> TopicPartition:
+    return TopicPartition(message.topic() or "", message.partition() or 0, offset or 0)

@@ -1,0 +1,1 @@
+"""The gRPC door: the server, one thin servicer per service, and the pipeline around every call."""

@@ -1,0 +1,70 @@
+"""Who may call what: the access option of the protos, read once per method and enforced at every call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mastery.v1 import access_pb2
+from mastery_grpc.rpc.authentication import Caller, Role
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.message import Message
+
+
+class PermissionDenied(Exception):
+    """A caller who may not do this. `reason` is the name of an ErrorReason; never tells what exists."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call by an authenticated caller."""
+
+    caller: Caller
+    school_id: str
+    """The school that the call is about."""
+
+    def school_of(self, requested: str) -> str:
+        """Returns the school that an event is about. Raises PermissionDenied for a foreign one."""
+        return reachable_school(self.caller, requested)
+
+
+def reachable_school(caller: Caller, requested: str) -> str:
+    """Returns the school meant by `requested`, empty for the caller's own. Raises PermissionDenied."""
+    if requested in ("", caller.school_id):
+        return caller.school_id
+    if caller.school_id:
+        raise PermissionDenied("OTHER_SCHOOL", "the token is confined to another school")
+    return requested
+
+
+class AccessRule:
+    """The access option of one method."""
+
+    def __init__(self, method: MethodDescriptor) -> None:
+        """Raises ValueError for a method that does not say who may call it."""
+        access = method.GetOptions().Extensions[access_pb2.access]
+        if not access.roles:
+            raise ValueError(f"{method.full_name} has no access option")
+        self._roles = frozenset(
+            Role(access_pb2.Role.Name(role).removeprefix("ROLE_").lower()) for role in access.roles
+        )
+        self._self_field = access.self_field
+
+    def admit(self, caller: Caller, request: Message | None) -> Call:
+        """Returns the call that the caller may make. Raises PermissionDenied."""
+        if caller.role not in self._roles:
+            raise PermissionDenied("ROLE_NOT_ALLOWED", f"not for the role {caller.role.value!r}")
+        if request is None:
+            return Call(caller, caller.school_id)
+        if caller.role is Role.STUDENT and self._self_field:
+            named = getattr(request, self._self_field)
+            ids = [named] if isinstance(named, str) else list(named)
+            if any(student_id != caller.subject for student_id in ids):
+                raise PermissionDenied("NOT_OWN_RECORD", "students may ask about themselves only")
+        return Call(caller, reachable_school(caller, getattr(request, "school_id", "")))

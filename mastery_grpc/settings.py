@@ -1,0 +1,132 @@
+"""Settings from `MASTERY_…` variables; the only reader of the environment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mastery_grpc.domain.errors import InvalidInput
+from mastery_grpc.domain.scoring import Method, ScoringRules, Weights
+
+PREFIX = "MASTERY_"
+SHORTEST_SECRET = 32
+"""Bytes: RFC 7518 asks for as many as HS256 has bits."""
+
+
+class SettingsError(Exception):
+    """A setting that is wrong or missing; the message is one line that says which and why."""
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < SHORTEST_SECRET:
+        raise ValueError(f"must be at least {SHORTEST_SECRET} bytes long")
+    return secret
+
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseSettings):
+    """Everything that an operator may set. The variable of `redis_url` is `MASTERY_REDIS_URL`, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://`, `unix://`, or `redis+cluster://` for a cluster."""
+    redis_timeout: Seconds = 2.0
+    """For each connect and each reply, in seconds."""
+
+    kafka_bootstrap_servers: str = ""
+    """Empty: the server applies events without publishing results; the worker does not start."""
+    kafka_requests_topic: str = "mastery.requests"
+    kafka_results_topic: str = "mastery.results"
+    kafka_dlq_topic: str = "mastery.dlq"
+    kafka_properties: dict[str, Any] = {}
+    """Further librdkafka properties as JSON, such as {"security.protocol": "SASL_SSL"}."""
+    kafka_transactions: bool = True
+    """Off only for brokers without transactions: results are then published at least once."""
+    kafka_timeout: Seconds = 5.0
+    """How long an event that came by gRPC may take into Kafka, in seconds."""
+    ingest_group: str = "mastery-ingest"
+    ingest_batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500
+    ingest_health_port: Port = 50052
+
+    grpc_host: str = "0.0.0.0"  # noqa: S104 - a service listens; who may reach it is the network's business
+    grpc_port: Port = 50051
+    grpc_workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that share the port."""
+    grpc_reflection: bool = True
+    grpc_default_timeout: Seconds = 10.0
+    """For unary calls of clients that set no deadline, in seconds."""
+    grpc_drain_timeout: Annotated[float, Field(ge=0, le=30)] = 25.0
+    """How long calls under way may take when the server stops, in seconds."""
+    grpc_max_receive_message_size: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    grpc_max_send_message_size: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    grpc_max_concurrent_streams: Annotated[int, Field(ge=1)] = 1000
+    grpc_keepalive_time: Seconds = 60.0
+    grpc_keepalive_timeout: Seconds = 20.0
+    grpc_max_connection_age: Seconds = 300.0
+    grpc_max_connection_age_grace: Seconds = 60.0
+
+    cache_capacity: Annotated[int, Field(ge=1)] = 1000
+    cache_lifetime: Seconds = 30.0
+
+    jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
+    jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+
+    weight_completion: Fraction = 0.40
+    weight_quiz: Fraction = 0.30
+    weight_quality: Fraction = 0.20
+    weight_consistency: Fraction = 0.10
+    completion_method: Method = Method.LATEST
+    quiz_method: Method = Method.DECAYING_AVERAGE
+    quality_method: Method = Method.DECAYING_AVERAGE
+    decay_weight: float = 0.65
+    n_mastery_count: int = 5
+    n_mastery_score: Fraction = 0.75
+    consistency_window_days: int = 14
+
+    def scoring_rules(self) -> ScoringRules:
+        """Returns the formula as set. Raises SettingsError for one that is none."""
+        try:
+            return ScoringRules(
+                weights=Weights(
+                    completion=self.weight_completion,
+                    quiz=self.weight_quiz,
+                    quality=self.weight_quality,
+                    consistency=self.weight_consistency,
+                ),
+                completion=self.completion_method,
+                quiz=self.quiz_method,
+                quality=self.quality_method,
+                decay_weight=self.decay_weight,
+                n_mastery_count=self.n_mastery_count,
+                n_mastery_score=self.n_mastery_score,
+                consistency_window_days=self.consistency_window_days,
+            )
+        except InvalidInput as error:
+            raise SettingsError(f"scoring settings: {error}") from None
+
+    def secret(self) -> str:
+        """Returns the secret that tokens are signed with. Raises SettingsError if there is none."""
+        if self.jwt_secret is None:
+            raise SettingsError(f"{PREFIX}JWT_SECRET: is not set; at least {SHORTEST_SECRET} bytes are needed")
+        return self.jwt_secret.get_secret_value()
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Returns the settings of this process. Raises SettingsError with one clear line."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+    settings.scoring_rules()
+    return settings

@@ -1,0 +1,1 @@
+"""The ports on Redis: keys, the commit script, repository, cache and announcements."""

@@ -1,0 +1,66 @@
+"""The L1 cache: current masteries in a server process's memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cachetools import TTLCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mastery_grpc.application.ports import MasteryReader
+    from mastery_grpc.domain.events import StudentKey
+    from mastery_grpc.domain.student import Mastery
+
+
+class CachedMasteryReader:
+    """Reads through an LRU cache whose entries live for a bounded time and are dropped when announced.
+
+    Safe without the announcements: an entry is never older than its lifetime. Fresh with them.
+    """
+
+    def __init__(
+        self, reader: MasteryReader, *, capacity: int, lifetime: float, timer: Callable[[], float]
+    ) -> None:
+        """`lifetime` in seconds, by the monotonic `timer`."""
+        self._reader = reader
+        self._entries: TTLCache[StudentKey, Mastery] = TTLCache(capacity, lifetime, timer)
+        # Changes announced while a read is under way: its answer may be older and must not be kept.
+        self._reads_under_way = 0
+        self._changed_meanwhile: set[StudentKey] = set()
+        self._missed_meanwhile = False
+
+    async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
+        found = [self._entries.get(student) for student in students]
+        missing = [index for index, mastery in enumerate(found) if mastery is None]
+        if missing:
+            read = await self._read([students[index] for index in missing])
+            for index, mastery in zip(missing, read, strict=True):
+                found[index] = mastery
+        return found
+
+    def drop(self, student: StudentKey) -> None:
+        """Forgets one student, because his mastery was announced to have changed."""
+        self._entries.pop(student, None)
+        if self._reads_under_way:
+            self._changed_meanwhile.add(student)
+
+    def clear(self) -> None:
+        """Forgets everybody, because announcements may have been missed."""
+        self._entries.clear()
+        self._missed_meanwhile = self._reads_under_way > 0
+
+    async def _read(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
+        self._reads_under_way += 1
+        try:
+            masteries = await self._reader.read_masteries(students)
+            for student, mastery in zip(students, masteries, strict=True):
+                if mastery and not self._missed_meanwhile and student not in self._changed_meanwhile:
+                    self._entries[student] = mastery
+        finally:
+            self._reads_under_way -= 1
+            if not self._reads_under_way:
+                self._changed_meanwhile.clear()
+                self._missed_meanwhile = False
+        return masteries

@@ -1,0 +1,52 @@
+-- Writes one update of one student: all of it or nothing.
+--
+-- KEYS  1 current mastery   2 event log   3 activity   4 prediction   5 path
+--       then the processing record of each event
+--       then, for each day, the snapshot and its completion, quiz, quality and consistency
+-- ARGV  1 the version that the update was computed from, 0 for a new student
+--       2 current mastery (JSON)   3 activity (JSON)   4 channel   5 announcement (JSON)
+--       6-9 seconds to live: event log, processing records, activity, snapshots
+--       10 number of events   11 number of days
+--       then event and processing record (JSON) of each event
+--       then snapshot (JSON) and the four scores of each day
+--       then the ids of the log entries to forget
+-- Returns 1 if the update was written; 0 if the student has moved on, or an event is known already.
+
+local stored = redis.call('GET', KEYS[1])
+local version = stored and string.match(stored, '^{"version":(%d+)') or '0'
+if version ~= ARGV[1] then
+  return 0
+end
+
+local events, days = tonumber(ARGV[10]), tonumber(ARGV[11])
+for i = 1, events do
+  if redis.call('EXISTS', KEYS[5 + i]) == 1 then
+    return 0
+  end
+end
+
+redis.call('SET', KEYS[1], ARGV[2])
+local arg = 11
+for i = 1, events do
+  redis.call('XADD', KEYS[2], '*', 'event', ARGV[arg + 1])
+  redis.call('SET', KEYS[5 + i], ARGV[arg + 2], 'EX', ARGV[7])
+  arg = arg + 2
+end
+
+local key = 5 + events
+for _ = 1, days do
+  for part = 1, 5 do
+    redis.call('SET', KEYS[key + part], ARGV[arg + part], 'EX', ARGV[9])
+  end
+  key = key + 5
+  arg = arg + 5
+end
+
+for i = arg + 1, #ARGV do
+  redis.call('XDEL', KEYS[2], ARGV[i])
+end
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[8])
+redis.call('UNLINK', KEYS[4], KEYS[5])
+redis.call('PUBLISH', ARGV[4], ARGV[5])
+return 1

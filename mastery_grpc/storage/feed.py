@@ -1,0 +1,132 @@
+"""The announcements of committed changes: they freshen the cache and drive the watchers."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mastery_grpc.domain.errors import ShuttingDown, StorageUnavailable
+from mastery_grpc.domain.events import StudentKey
+from mastery_grpc.storage import keys
+from mastery_grpc.storage.connection import storage_errors
+from mastery_grpc.storage.records import decode_mastery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from mastery_grpc.domain.student import Mastery
+    from mastery_grpc.storage.cache import CachedMasteryReader
+    from mastery_grpc.storage.connection import RedisClient
+
+RECONNECT_SECONDS = 0.5
+# Most announcements concern nobody here: whom they concern is read without decoding them.
+_student_of = re.compile(rb'\{"version":\d+,"student_id":"([^"]*)","school_id":"([^"]*)"').match
+
+log = structlog.get_logger(__name__)
+
+
+class _Subscription:
+    """Holds the newest mastery of each changed student until the watcher takes it.
+
+    Bounded by the number of students: a slow watcher skips what lies between, he is never owed a queue.
+    """
+
+    def __init__(self) -> None:
+        self._changed: dict[StudentKey, Mastery] = {}
+        self._must_read = False
+        self._closed = False
+        self._news = asyncio.Event()
+
+    async def next(self) -> Sequence[Mastery] | None:
+        await self._news.wait()
+        if self._closed:
+            raise ShuttingDown
+        self._news.clear()
+        changed, self._changed = self._changed, {}
+        must_read, self._must_read = self._must_read, False
+        return None if must_read else list(changed.values())
+
+    def push(self, mastery: Mastery) -> None:
+        self._changed[mastery.student] = mastery
+        self._news.set()
+
+    def lose(self) -> None:
+        self._must_read = True
+        self._news.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._news.set()
+
+
+class RedisMasteryFeed:
+    """Implements `MasteryFeed`; `run` listens until cancelled and reconnects by itself."""
+
+    def __init__(self, client: RedisClient, *, cache: CachedMasteryReader) -> None:
+        self._client = client
+        self._cache = cache
+        self._subscriptions: defaultdict[StudentKey, set[_Subscription]] = defaultdict(set)
+        self._closed = False
+
+    @asynccontextmanager
+    async def subscribe(self, students: Sequence[StudentKey]) -> AsyncIterator[_Subscription]:
+        subscription = _Subscription()
+        if self._closed:
+            subscription.close()
+        for student in students:
+            self._subscriptions[student].add(subscription)
+        try:
+            yield subscription
+        finally:
+            for student in students:
+                self._subscriptions[student].discard(subscription)
+                if not self._subscriptions[student]:
+                    del self._subscriptions[student]
+
+    def close(self) -> None:
+        """Ends every subscription with ShuttingDown, those to come included."""
+        self._closed = True
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.close()
+
+    async def run(self) -> None:
+        """Listens for announcements for ever."""
+        while True:
+            try:
+                with storage_errors():
+                    await self._listen()
+            except StorageUnavailable as error:
+                log.warning("announcements interrupted", error=str(error))
+                self._lose()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _listen(self) -> None:
+        async with self._client.pubsub() as pubsub:
+            await pubsub.subscribe(keys.ANNOUNCEMENTS)
+            async for message in pubsub.listen():
+                if message["type"] == "subscribe":
+                    self._lose()  # what was announced before this moment was not heard
+                elif message["type"] == "message":
+                    self._hear(message["data"])
+
+    def _hear(self, announcement: bytes) -> None:
+        if (match := _student_of(announcement)) is None:
+            return
+        student = StudentKey(match[1].decode(), match[2].decode())
+        self._cache.drop(student)
+        if subscriptions := self._subscriptions.get(student):
+            mastery = decode_mastery(announcement)
+            for subscription in subscriptions:
+                subscription.push(mastery)
+
+    def _lose(self) -> None:
+        self._cache.clear()
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.lose()

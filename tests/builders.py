@@ -115,9 +115,7 @@ def calculation(
     of: StudentKey = STUDENT,
     **given: float,
 ) -> LearningEvent:
-    return event_of(
-        MasteryCalculation(components=components(value, **given)), number=number, time=time, of=of
-    )
+    return event_of(MasteryCalculation(components=components(value, **given)), number=number, time=time, of=of)
 
 
 def flat(event: LearningEvent) -> dict[str, Any]:
@@ -249,14 +247,10 @@ def payloads(names: st.SearchStrategy[str] = _no_name) -> st.SearchStrategy[Payl
 def histories(draw: st.DrawFn, *, max_size: int = 12) -> list[LearningEvent]:
     """Returns distinct events of one student in no order: few moments, so that many are equal in time."""
     moments = draw(
-        st.lists(
-            st.builds(at, st.integers(0, 40), hours=st.sampled_from([0, 12, 23.999])), min_size=1, max_size=6
-        )
+        st.lists(st.builds(at, st.integers(0, 40), hours=st.sampled_from([0, 12, 23.999])), min_size=1, max_size=6)
     )
     numbers = draw(st.lists(st.integers(0, 999), unique=True, min_size=1, max_size=max_size))
-    return [
-        event_of(draw(payloads()), number=number, time=draw(st.sampled_from(moments))) for number in numbers
-    ]
+    return [event_of(draw(payloads()), number=number, time=draw(st.sampled_from(moments))) for number in numbers]
 
 
 @st.composite

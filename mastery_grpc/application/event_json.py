@@ -131,9 +131,7 @@ _encode = msgspec.json.Encoder().encode
 _rfc3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d{1,9})?(?:[Zz]|([+-]\d\d:\d\d))", re.ASCII
 ).fullmatch
-_error_path = re.compile(
-    r"^(?P<reason>.*?)(?: - at `(?:\$\.|key in `)?(?P<field>[^`]*)`)?$", re.DOTALL
-).fullmatch
+_error_path = re.compile(r"^(?P<reason>.*?)(?: - at `(?:\$\.|key in `)?(?P<field>[^`]*)`)?$", re.DOTALL).fullmatch
 _missing_field = re.compile(r"^Object missing required field `(?P<field>[^`]*)`").match
 _unknown_type = re.compile(r"^Invalid value '(?P<value>.*)'$", re.DOTALL).match
 

@@ -219,9 +219,7 @@ def score_breakdown(
     consistency = weights.consistency * components.consistency
     # Spelled out rather than looped over: this runs once for every event ingested.
     breakdown = (
-        ComponentScore(
-            Component.COMPLETION, components.completion, weights.completion, completion, observed[0]
-        ),
+        ComponentScore(Component.COMPLETION, components.completion, weights.completion, completion, observed[0]),
         ComponentScore(Component.QUIZ, components.quiz, weights.quiz, quiz, observed[1]),
         ComponentScore(Component.QUALITY, components.quality, weights.quality, quality, observed[2]),
         ComponentScore(

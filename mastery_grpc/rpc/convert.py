@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from mastery_grpc.domain.student import Mastery
 
 _LEVELS = {level: mastery_pb2.Level.Value(f"LEVEL_{level.name}") for level in Level}
-_COMPONENTS = {
-    component: mastery_pb2.Component.Value(f"COMPONENT_{component.name}") for component in Component
-}
+_COMPONENTS = {component: mastery_pb2.Component.Value(f"COMPONENT_{component.name}") for component in Component}
 
 
 def mastery_to_proto(mastery: Mastery) -> mastery_pb2.Mastery:

@@ -9,7 +9,7 @@ import structlog
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from mastery_grpc.domain.errors import StorageUnavailable
+from mastery_grpc.domain.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -23,10 +23,8 @@ log = structlog.get_logger(__name__)
 class Health:
     """Keeps the status of each service up to date: ready while the storage answers."""
 
-    def __init__(
-        self, *, services: Sequence[str], check: Callable[[], Awaitable[None]], interval: float
-    ) -> None:
-        """`check` raises StorageUnavailable while nothing can be served; asked every `interval` seconds."""
+    def __init__(self, *, services: Sequence[str], check: Callable[[], Awaitable[None]], interval: float) -> None:
+        """`check` raises Unavailable while nothing can be served; asked every `interval` seconds."""
         self.servicer = HealthServicer()
         self._names = [OVERALL, *services]
         self._check = check
@@ -49,7 +47,7 @@ class Health:
         try:
             async with asyncio.timeout(self._interval):
                 await self._check()
-        except (StorageUnavailable, TimeoutError):
+        except (Unavailable, TimeoutError):
             return False
         return True
 

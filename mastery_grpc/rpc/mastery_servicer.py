@@ -51,9 +51,7 @@ class MasteryServicer:
             mastery = await self._read.current(student)
         return pb.GetMasteryResponse(mastery=mastery_to_proto(mastery))
 
-    async def BatchGetMastery(
-        self, request: pb.BatchGetMasteryRequest, call: Call
-    ) -> pb.BatchGetMasteryResponse:
+    async def BatchGetMastery(self, request: pb.BatchGetMasteryRequest, call: Call) -> pb.BatchGetMasteryResponse:
         students = [StudentKey(student_id, call.school_id) for student_id in request.student_ids]
         masteries = await self._read.many(students)
         return pb.BatchGetMasteryResponse(
@@ -115,9 +113,7 @@ class MasteryServicer:
     ) -> AsyncIterator[pb.WatchMasteryResponse]:
         students = [StudentKey(student_id, call.school_id) for student_id in request.student_ids]
         async for sighting in self._watch(students):
-            yield pb.WatchMasteryResponse(
-                mastery=mastery_to_proto(sighting.mastery), initial=sighting.initial
-            )
+            yield pb.WatchMasteryResponse(mastery=mastery_to_proto(sighting.mastery), initial=sighting.initial)
 
     async def _ingest(self, messages: Sequence[events_pb2.LearningEvent], call: Call) -> list[_Ingested]:
         """Returns the outcome of each event; what is refused here never reaches the use case."""

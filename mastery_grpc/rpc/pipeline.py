@@ -49,9 +49,7 @@ class CallPipeline:
 
     # No deserializer and no serializer below: bytes are parsed in the pipeline, so that a malformed request
     # is the caller's INVALID_ARGUMENT and not the server's INTERNAL.
-    def _handler(
-        self, method: MethodDescriptor, handler: Callable[..., Any]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    def _handler(self, method: MethodDescriptor, handler: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
         rule = AccessRule(method)
         parse = _parser(method)
         if method.client_streaming and method.server_streaming:

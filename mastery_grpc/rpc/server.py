@@ -25,6 +25,8 @@ MEBIBYTE = 1024 * 1024
 class ServerTerms:
     """On which terms clients are served; durations in seconds, sizes in bytes."""
 
+    shares_port: bool = False
+    """Whether several processes serve the same port; otherwise a port in use is an error."""
     max_receive_message_size: int = 4 * MEBIBYTE
     max_send_message_size: int = 16 * MEBIBYTE
     max_concurrent_streams: int = 1000
@@ -41,7 +43,7 @@ class ServerTerms:
     def channel_options(self) -> list[tuple[str, int]]:
         """Returns the terms as gRPC's channel arguments."""
         return [
-            ("grpc.so_reuseport", 1),  # several processes share the port
+            ("grpc.so_reuseport", int(self.shares_port)),
             ("grpc.max_receive_message_length", self.max_receive_message_size),
             ("grpc.max_send_message_length", self.max_send_message_size),
             ("grpc.max_concurrent_streams", self.max_concurrent_streams),

@@ -67,9 +67,7 @@ def _details(error: Exception) -> list[Message]:
     match error:
         case InvalidInput():
             violations = [
-                error_details_pb2.BadRequest.FieldViolation(
-                    field=violation.field, description=violation.reason
-                )
+                error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.reason)
                 for violation in error.violations
             ]
             return [error_details_pb2.BadRequest(field_violations=violations)]

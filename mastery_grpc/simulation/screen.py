@@ -69,9 +69,7 @@ class ClassScreen:
         self._rate_samples: deque[tuple[float, int]] = deque([(self._started, 0)])
         self._last_line = self._started
         self._has_news = False  # since the last plain line
-        self._live = Live(
-            console=console, get_renderable=self.__rich__, refresh_per_second=REFRESHES_PER_SECOND
-        )
+        self._live = Live(console=console, get_renderable=self.__rich__, refresh_per_second=REFRESHES_PER_SECOND)
 
     def __enter__(self) -> Self:
         if self._is_live:

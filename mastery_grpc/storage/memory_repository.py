@@ -74,9 +74,7 @@ class MemoryStudentRepository:
             self._written += 1
             processed[applied.event.event_id] = applied.record
             self._logs[student].append(LoggedEvent(f"0-{self._written}", self._clock(), applied.event))
-        self._logs[student] = [
-            logged for logged in self._logs[student] if logged.entry_id not in change.forgotten
-        ]
+        self._logs[student] = [logged for logged in self._logs[student] if logged.entry_id not in change.forgotten]
         for day, mastery in change.snapshots.items():
             self._snapshots[student, day] = mastery
         self._announce(change.mastery)

@@ -68,9 +68,7 @@ class RedisStudentRepository:
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
         arguments = [self._commit_arguments(change) for change in changes]
         with storage_errors():
-            replies = await run_pipeline(
-                self._client, [("EVALSHA", _COMMIT_SHA, *args) for args in arguments]
-            )
+            replies = await run_pipeline(self._client, [("EVALSHA", _COMMIT_SHA, *args) for args in arguments])
             unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if unknown:  # a node that started or took over a moment ago; EVAL teaches it the script
                 again = await run_pipeline(

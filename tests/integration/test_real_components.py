@@ -40,9 +40,7 @@ def test_a_server_without_append_only_file_forgets_when_restarted() -> None:
         assert client.dbsize() == 0
 
 
-async def test_a_paused_server_answers_only_after_it_is_resumed(
-    redis_server: RedisServer, redis_url: str
-) -> None:
+async def test_a_paused_server_answers_only_after_it_is_resumed(redis_server: RedisServer, redis_url: str) -> None:
     async with redis.asyncio.from_url(redis_url, socket_timeout=0.2, retry=None) as client:
         redis_server.pause()
         with pytest.raises(redis.TimeoutError):
@@ -80,9 +78,7 @@ def test_records_are_read_back_in_order_by_key(kafka_broker: KafkaBroker, topics
     assert _consume(kafka_broker, topics.requests.name, len(sent)) == sent
 
 
-def test_the_topics_have_the_partitions_of_the_design(
-    kafka_broker: KafkaBroker, topics: MasteryTopics
-) -> None:
+def test_the_topics_have_the_partitions_of_the_design(kafka_broker: KafkaBroker, topics: MasteryTopics) -> None:
     if not kafka_broker.isolation:
         pytest.skip("the embedded broker decides the partitions itself")
     with _producer(kafka_broker) as producer:

@@ -172,9 +172,7 @@ def _cluster_info(client: redis.Redis) -> dict[str, str]:
 
 
 @contextmanager
-def standalone(
-    *, append_only: bool = False, directives: Mapping[str, str] | None = None
-) -> Iterator[RedisServer]:
+def standalone(*, append_only: bool = False, directives: Mapping[str, str] | None = None) -> Iterator[RedisServer]:
     """One server. With `append_only`, what it acknowledged survives kill() and restart()."""
     durability = {
         "appendonly": "yes" if append_only else "no",

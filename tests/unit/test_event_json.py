@@ -37,9 +37,7 @@ properties = settings(deadline=None, derandomize=True, max_examples=100)
 
 
 def fields(payload: Fields = QUIZ, **changes: Any) -> Fields:
-    return (
-        {"event_id": EVENT_ID, "timestamp": 1768386600000, "student_id": "student_12345"} | payload | changes
-    )
+    return {"event_id": EVENT_ID, "timestamp": 1768386600000, "student_id": "student_12345"} | payload | changes
 
 
 def record(payload: Fields = QUIZ, **changes: Any) -> bytes:
@@ -120,9 +118,7 @@ def test_every_field_of_every_type_is_read(payload: Fields, expected: Payload) -
     assert decode_event(record(payload)).payload == expected
 
 
-@pytest.mark.parametrize(
-    "unknown", ["null", "1e400", '"x"', "[[], {}]", '{"event_id": 5}', "[" * 100 + "]" * 100]
-)
+@pytest.mark.parametrize("unknown", ["null", "1e400", '"x"', "[[], {}]", '{"event_id": 5}', "[" * 100 + "]" * 100])
 def test_unknown_fields_are_ignored(unknown: str) -> None:
     known = decode_event(record())
 
@@ -310,9 +306,7 @@ def test_a_quality_assessment_without_any_mark_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "event_type", ["", "quiz", "Quiz.Performance.Submitted", "mastery.updated", "it's", "\n"]
-)
+@pytest.mark.parametrize("event_type", ["", "quiz", "Quiz.Performance.Submitted", "mastery.updated", "it's", "\n"])
 def test_an_unknown_type_is_refused_with_its_name(event_type: str) -> None:
     assert refusal_of(record(event_type=event_type)) == ("event_type", f"{event_type!r} is not known")
 
@@ -369,10 +363,7 @@ NOT_AN_OBJECT = ["null", "5", "true", '"x"', "[]", "[0.1, 0.2, 0.3, 0.4]"]
         ],
         *[(ACTIVITY, "consistency_score", text) for text in NOT_A_NUMBER],
         *[(CALCULATION, "components", text) for text in NOT_AN_OBJECT],
-        *[
-            (QUIZ, "timestamp", text)
-            for text in ("null", "true", "1.0", "1768386600000.0", "1e12", "[]", "{}")
-        ],
+        *[(QUIZ, "timestamp", text) for text in ("null", "true", "1.0", "1768386600000.0", "1e12", "[]", "{}")],
     ],
 )
 def test_a_value_of_a_wrong_type_is_refused_by_name(payload: Fields, name: str, json_text: str) -> None:
@@ -457,6 +448,7 @@ def test_a_value_out_of_range_is_refused_by_name(payload: Fields, name: str, jso
         "2026-01-14T10:30:00Z\n",
         " 2026-01-14T10:30:00Z",
         "٢٠٢٦-01-14T10:30:00Z",
+        "2026-01-14T10:30:00.\u0665Z",
         "-2026-01-14T10:30:00Z",
         "12026-01-14T10:30:00Z",
         "2026-02-30T00:00:00Z",
@@ -540,9 +532,7 @@ def decodes_or_is_refused(value: bytes) -> bool:
     try:
         event = decode_event(value)
     except InvalidInput as refused:
-        return bool(refused.violations) and all(
-            broken.field and broken.reason for broken in refused.violations
-        )
+        return bool(refused.violations) and all(broken.field and broken.reason for broken in refused.violations)
     return decode_event(encode_event(event)) == event
 
 
@@ -566,9 +556,7 @@ def test_arbitrary_json_is_refused(value: object) -> None:
 def test_a_record_with_any_value_in_any_field_decodes_or_is_refused(
     data: st.DataObject, payload: Fields, value: object
 ) -> None:
-    name = data.draw(
-        st.sampled_from(sorted({*fields(payload), "source", "school_id", "time_spent", "quiz_id"}))
-    )
+    name = data.draw(st.sampled_from(sorted({*fields(payload), "source", "school_id", "time_spent", "quiz_id"})))
 
     assert decodes_or_is_refused(json.dumps(fields(payload, **{name: value})).encode())
 

@@ -41,9 +41,7 @@ def test_the_masteries_of_real_learners_are_those_of_the_rules(
     for learner, learners_texts in histories_as_sent.items():
         learners_events = decoded(learners_texts)
         reference = expected["", learner].mastery
-        mastery = mastery_of(
-            learners_events[0].student, fold_all(learners_events, DEFAULT_RULES), DEFAULT_RULES
-        )
+        mastery = mastery_of(learners_events[0].student, fold_all(learners_events, DEFAULT_RULES), DEFAULT_RULES)
 
         assert mastery.mastery_score == pytest.approx(reference.score, abs=1e-9)
         assert mastery.level == reference.level

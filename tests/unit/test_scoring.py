@@ -140,9 +140,7 @@ def test_the_lower_bound_of_a_level_belongs_to_it(score: float, level: Level) ->
         (1.0, Level.EXPERT),
     ],
 )
-@pytest.mark.parametrize(
-    "weights", [Weights(), Weights(completion=0.7, quiz=0.1, quality=0.1, consistency=0.1)]
-)
+@pytest.mark.parametrize("weights", [Weights(), Weights(completion=0.7, quiz=0.1, quality=0.1, consistency=0.1)])
 def test_four_equal_components_score_as_much_whatever_binary_fractions_lose(
     value: float, level: Level, weights: Weights
 ) -> None:

@@ -207,8 +207,7 @@ def test_without_a_terminal_there_are_plain_lines_and_no_control_codes(environ: 
     text = written(console)
     assert "\x1b" not in text
     assert text.splitlines()[-1] == (
-        "2026-02-03  50 events applied  10 events/s  "
-        "beginner 0  developing 1  competent 0  proficient 0  expert 0"
+        "2026-02-03  50 events applied  10 events/s  beginner 0  developing 1  competent 0  proficient 0  expert 0"
     )
 
 

@@ -266,12 +266,8 @@ def test_several_events_of_a_day_are_one_active_day() -> None:
     assert consistency_after(*events, quiz(number=3, time=at(1, hours=0))) == 2 / 14
 
 
-@pytest.mark.parametrize(
-    ("days_later", "active_days"), [(1, 2), (12, 2), (13, 2), (14, 1), (15, 1), (400, 1)]
-)
-def test_the_window_is_the_14_days_that_end_on_the_day_of_the_event(
-    days_later: int, active_days: int
-) -> None:
+@pytest.mark.parametrize(("days_later", "active_days"), [(1, 2), (12, 2), (13, 2), (14, 1), (15, 1), (400, 1)])
+def test_the_window_is_the_14_days_that_end_on_the_day_of_the_event(days_later: int, active_days: int) -> None:
     first = activity(number=1, time=at(0, hours=0))
     last = activity(number=2, time=at(days_later, hours=23.9))
 

@@ -86,9 +86,7 @@ def test_an_event_equal_in_time_is_late_by_its_id(number: int, expected: bool) -
 
 
 def test_an_event_known_from_its_record_needs_no_log() -> None:
-    assert not needs(
-        quiz(number=1, time=at(0)), state=folded(quiz(number=5, time=at(1))), known=(event_id(1),)
-    )
+    assert not needs(quiz(number=1, time=at(0)), state=folded(quiz(number=5, time=at(1))), known=(event_id(1),))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+# Everything lives in .venv; each target makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# Pinned by constraints.txt, whatever the ranges in pyproject.toml allow.
+$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/mastery/v1/*.proto)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@echo "setting up $(VENV) (once, about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,embedded,dev]'
+	@touch $@
+
+.PHONY: run
+run: $(READY)  ## Run everything here, with a simulated class; Ctrl-C stops it
+	@$(BIN)/mastery-grpc dev
+
+.PHONY: test
+test: $(READY)  ## Run the tests, on a real Redis and a real Kafka where one can be had
+	@$(BIN)/pytest -q tests/unit tests/contract tests/integration
+
+.PHONY: e2e
+e2e: $(READY)  ## Run the end-to-end tests: the service's own processes on Redis and Apache Kafka
+	@$(BIN)/pytest -q -s tests/e2e
+
+.PHONY: check
+check: $(READY) lint types arrows lint-protos breaking  ## Run every static check
+
+.PHONY: lint
+lint: $(READY)  ## Check style
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+
+.PHONY: types
+types: $(READY)  ## Check types
+	@$(BIN)/mypy
+
+.PHONY: arrows
+arrows: $(READY)  ## Check that imports run one way
+	@$(BIN)/lint-imports --no-cache
+
+.PHONY: protos
+protos: $(READY)  ## Generate the stubs
+	@$(BIN)/python hatch_build.py
+
+.PHONY: lint-protos
+lint-protos: $(READY)  ## Check the contract's style
+	@$(BIN)/python hatch_build.py lint
+
+.PHONY: breaking
+breaking: $(READY)  ## Check that the contract breaks nobody, against main
+	@$(BIN)/python hatch_build.py breaking
+
+.PHONY: bench
+bench: $(READY)  ## Measure: calls against a bare handler, ingest against a loop without logic
+	@$(BIN)/python -m tests.load.bench
+
+.PHONY: clean
+clean:  ## Remove what was made here, the data of `make run` included
+	rm -rf $(VENV) .cache .mastery .mypy_cache .pytest_cache .ruff_cache .hypothesis stubs dist

@@ -1,0 +1,29 @@
+"""Asks for the mastery of one student: python get_mastery.py STUDENT --token TOKEN."""
+
+import argparse
+
+import grpc
+
+from mastery.v1 import mastery_pb2, mastery_service_pb2, mastery_service_pb2_grpc
+
+
+def main() -> None:
+    """Prints score, level and components."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("student_id")
+    parser.add_argument("--token", required=True, help="a bearer token, as made by `mastery-grpc token`")
+    parser.add_argument("--address", default="127.0.0.1:50051")
+    arguments = parser.parse_args()
+    with grpc.insecure_channel(arguments.address) as channel:
+        response = mastery_service_pb2_grpc.MasteryServiceStub(channel).GetMastery(
+            mastery_service_pb2.GetMasteryRequest(student_id=arguments.student_id),
+            metadata=[("authorization", f"Bearer {arguments.token}")],
+            timeout=5,
+        )
+    mastery = response.mastery
+    for part in mastery.breakdown:
+        mastery_pb2.Component.Name(part.component).removeprefix("COMPONENT_").lower()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The composition root: builds the server and the worker from settings, starts them, and stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from mastery.v1 import mastery_service_pb2
+from mastery_grpc.application.accept_events import AcceptEvents
+from mastery_grpc.application.apply_events import ApplyEvents
+from mastery_grpc.application.calculate_mastery import CalculateMastery
+from mastery_grpc.application.read_mastery import ReadMastery
+from mastery_grpc.application.watch_mastery import WatchMastery
+from mastery_grpc.ingest.request_log import KafkaRequestLog
+from mastery_grpc.ingest.topics import KafkaAccess, Topics
+from mastery_grpc.ingest.worker import IngestWorker
+from mastery_grpc.rpc.authentication import TokenVerifier
+from mastery_grpc.rpc.health import Health
+from mastery_grpc.rpc.mastery_servicer import MasteryServicer
+from mastery_grpc.rpc.pipeline import CallPipeline
+from mastery_grpc.rpc.server import ServerTerms, build_server, health_server
+from mastery_grpc.settings import PREFIX, Settings, SettingsError
+from mastery_grpc.storage.cache import CachedMasteryReader
+from mastery_grpc.storage.connection import connect
+from mastery_grpc.storage.feed import RedisMasteryFeed
+from mastery_grpc.storage.keys import Retention
+from mastery_grpc.storage.redis_repository import RedisStudentRepository
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    import grpc
+
+HEALTH_INTERVAL = 1.0
+MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
+
+log = structlog.get_logger(__name__)
+
+
+def utc_now() -> datetime:
+    """Returns the current time; the only clock of the service."""
+    return datetime.now(UTC)
+
+
+def kafka_access(settings: Settings) -> KafkaAccess:
+    """Returns how Kafka is reached. Raises SettingsError if no broker is set."""
+    if not settings.kafka_bootstrap_servers:
+        raise SettingsError(f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS: is not set")
+    return KafkaAccess(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        topics=Topics(
+            requests=settings.kafka_requests_topic,
+            results=settings.kafka_results_topic,
+            dead_letters=settings.kafka_dlq_topic,
+        ),
+        properties=settings.kafka_properties,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Redis, and what both processes do with it."""
+
+    repository: RedisStudentRepository
+    apply: ApplyEvents
+    feed: RedisMasteryFeed
+    reader: CachedMasteryReader
+
+
+@asynccontextmanager
+async def _storage(settings: Settings) -> AsyncIterator[_Storage]:
+    client = connect(settings.redis_url, timeout=settings.redis_timeout)
+    try:
+        retention = Retention()
+        repository = RedisStudentRepository(client, retention=retention)
+        apply = ApplyEvents(
+            repository, rules=settings.scoring_rules(), log_retention=retention.event_log, clock=utc_now
+        )
+        reader = CachedMasteryReader(
+            repository,
+            capacity=settings.cache_capacity,
+            lifetime=settings.cache_lifetime,
+            timer=time.monotonic,
+        )
+        yield _Storage(repository, apply, RedisMasteryFeed(client, cache=reader), reader)
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def running_server(settings: Settings) -> AsyncIterator[int]:
+    """Serves the API while the context is open; yields the port.
+
+    On leaving: NOT_SERVING first, watchers are told, then calls under way get their time, then Redis is closed.
+    """
+    verifier = TokenVerifier(
+        secret=settings.secret(),
+        algorithm=settings.jwt_algorithm,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        now=time.time,
+    )
+    rules = settings.scoring_rules()
+    async with AsyncExitStack() as stack:
+        storage = await stack.enter_async_context(_storage(settings))
+        request_log = None
+        if settings.kafka_bootstrap_servers:
+            request_log = KafkaRequestLog(kafka_access(settings), timeout=settings.kafka_timeout)
+            stack.push_async_callback(asyncio.to_thread, request_log.close)
+        else:
+            log.warning("no kafka is set: events are applied, but no results are published")
+        accept = AcceptEvents(storage.apply, request_log)
+        servicer = MasteryServicer(
+            read=ReadMastery(storage.reader, storage.repository),
+            calculate=CalculateMastery(accept, storage.repository, rules=rules, clock=utc_now),
+            accept=accept,
+            watch=WatchMastery(storage.feed, storage.repository),
+        )
+        health = Health(
+            services=[MASTERY_SERVICE.full_name], check=storage.repository.ping, interval=HEALTH_INTERVAL
+        )
+        server = build_server(
+            terms=_terms(settings),
+            pipeline=CallPipeline(verifier, default_timeout=settings.grpc_default_timeout),
+            servicers={MASTERY_SERVICE: servicer},
+            health=health,
+            with_reflection=settings.grpc_reflection,
+        )
+        port = _bind(server, settings.grpc_host, settings.grpc_port, "GRPC_PORT")
+        await stack.enter_async_context(beside(storage.feed.run(), health.run()))
+        await server.start()
+        stack.push_async_callback(server.stop, settings.grpc_drain_timeout)
+        stack.callback(storage.feed.close)
+        stack.push_async_callback(health.shut_down)
+        log.info("serving", port=port)
+        yield port
+
+
+@asynccontextmanager
+async def running_worker(settings: Settings) -> AsyncIterator[int]:
+    """Ingests while the context is open; yields the port of its health service."""
+    async with AsyncExitStack() as stack:
+        storage = await stack.enter_async_context(_storage(settings))
+        worker = IngestWorker(
+            kafka_access(settings),
+            storage.apply,
+            group_id=settings.ingest_group,
+            transactional=settings.kafka_transactions,
+            batch_size=settings.ingest_batch_size,
+            clock=utc_now,
+        )
+
+        async def check() -> None:
+            await storage.repository.ping()
+            await worker.check()
+
+        health = Health(services=[], check=check, interval=HEALTH_INTERVAL)
+        server = health_server(health, terms=_terms(settings))
+        port = _bind(server, settings.grpc_host, settings.ingest_health_port, "INGEST_HEALTH_PORT")
+        await stack.enter_async_context(beside(health.run()))
+        await server.start()
+        stack.push_async_callback(server.stop, 1.0)
+        running = asyncio.create_task(worker.run())
+        stack.push_async_callback(asyncio.wait_for, running, settings.grpc_drain_timeout)
+        stack.callback(worker.stop)
+        stack.push_async_callback(health.shut_down)
+        log.info("ingesting", group=settings.ingest_group, health_port=port)
+        yield port
+
+
+async def until_signalled() -> None:
+    """Returns on SIGTERM or SIGINT."""
+    signalled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled.set)
+    await signalled.wait()
+    log.info("stopping")
+
+
+async def serve(settings: Settings) -> None:
+    """Serves the API until signalled."""
+    async with running_server(settings):
+        await until_signalled()
+
+
+async def ingest(settings: Settings) -> None:
+    """Ingests until signalled."""
+    async with running_worker(settings):
+        await until_signalled()
+
+
+@asynccontextmanager
+async def beside(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Runs coroutines beside the context's body; one that fails takes the body down with it."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coroutine) for coroutine in coroutines]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, setting: str) -> int:
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        raise SettingsError(f"{PREFIX}{setting}: {host}:{port} is taken, set another port") from None
+
+
+def _terms(settings: Settings) -> ServerTerms:
+    return ServerTerms(
+        shares_port=settings.grpc_workers > 1,
+        max_receive_message_size=settings.grpc_max_receive_message_size,
+        max_send_message_size=settings.grpc_max_send_message_size,
+        max_concurrent_streams=settings.grpc_max_concurrent_streams,
+        keepalive_time=settings.grpc_keepalive_time,
+        keepalive_timeout=settings.grpc_keepalive_timeout,
+        max_connection_age=settings.grpc_max_connection_age,
+        max_connection_age_grace=settings.grpc_max_connection_age_grace,
+    )

@@ -1,0 +1,150 @@
+"""The commands: each reads the settings, then hands over to the application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import structlog
+import typer
+from confluent_kafka import KafkaException
+from rich.console import Console
+
+from mastery_grpc import app
+from mastery_grpc.ingest.topics import create_topics
+from mastery_grpc.processes import run_processes
+from mastery_grpc.rpc.authentication import Caller, Role, issue_token
+from mastery_grpc.settings import Settings, SettingsError, read_settings
+from mastery_grpc.simulation.learners import simulate_class
+from mastery_grpc.simulation.producer import EventProducer, send_events
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def run() -> None:
+    """Runs the command line; a wrong setting ends it with one line."""
+    try:
+        cli()
+    except SettingsError as error:
+        sys.exit(f"mastery-grpc: {error}")
+
+
+@cli.command()
+def serve() -> None:
+    """Serve the gRPC API."""
+    _log_json()
+    settings = read_settings()
+    settings.secret()
+    if settings.grpc_workers == 1:
+        _run(app.serve(settings))
+    else:
+        run_processes(partial(_serve_one, settings), settings.grpc_workers)
+
+
+@cli.command()
+def ingest() -> None:
+    """Ingest events from Kafka."""
+    _log_json()
+    _run(app.ingest(read_settings()))
+
+
+@cli.command()
+def dev(
+    data: Annotated[Path, typer.Option(help="Where the data is kept between runs.")] = Path(".mastery"),
+    learners: Annotated[int, typer.Option(min=1, max=200)] = 12,
+    seed: Annotated[int, typer.Option(help="The class: the same seed is the same class.")] = 7,
+    speed: Annotated[float, typer.Option(help="Simulated days per second.", min=0.01)] = 1.0,
+) -> None:
+    """Run everything on this machine, with a simulated class."""
+    from mastery_grpc.dev import run_dev  # needs the extra [embedded], which the other commands do not
+
+    logging.basicConfig(level=logging.WARNING)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    _run(run_dev(data, learners=learners, seed=seed, days_per_second=speed, console=Console()))
+
+
+@cli.command()
+def topics() -> None:
+    """Create the topics that are missing."""
+    _log_json()
+    try:
+        created = create_topics(app.kafka_access(read_settings()))
+    except KafkaException as error:
+        sys.exit(f"mastery-grpc: kafka: {error.args[0].str()}")
+    typer.echo("\n".join(f"created {name}" for name in created) or "all topics exist")
+
+
+@cli.command()
+def token(
+    subject: Annotated[str, typer.Argument(help="The claim `sub`; for a student, his student_id.")],
+    role: Annotated[Role, typer.Option()] = Role.SERVICE,
+    school: Annotated[str, typer.Option(help="Confines the token to one school.")] = "",
+    hours: Annotated[float, typer.Option(help="How long it is valid.", min=0.01)] = 1.0,
+) -> None:
+    """Issue a token, signed with MASTERY_JWT_SECRET."""
+    settings = read_settings()
+    typer.echo(
+        issue_token(
+            Caller(subject, role, school),
+            secret=settings.secret(),
+            algorithm=settings.jwt_algorithm,
+            expires_at=time.time() + hours * 3600,
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+        )
+    )
+
+
+@cli.command()
+def simulate(
+    learners: Annotated[int, typer.Option(min=1)] = 100,
+    days: Annotated[int, typer.Option(min=1)] = 56,
+    seed: Annotated[int, typer.Option()] = 7,
+    late_share: Annotated[float, typer.Option(help="Share of events sent late.", min=0, max=1)] = 0.0,
+) -> None:
+    """Send a simulated class to Kafka."""
+    _log_json()
+    access = app.kafka_access(read_settings())
+    first_day = datetime.now(UTC).date() - timedelta(days=days)
+    events = simulate_class(seed=seed, learners=learners, first_day=first_day, days=days, late_share=late_share)
+    producer = EventProducer(access.client(), access.topics.requests)
+    count = send_events(producer, events, console=Console(stderr=True))
+    typer.echo(f"sent {count} events of {learners} learners")
+
+
+def _serve_one(settings: Settings) -> None:
+    _log_json()
+    _run(app.serve(settings))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    if sys.platform == "win32":
+        asyncio.run(main)
+    else:
+        import uvloop
+
+        uvloop.run(main)
+
+
+def _log_json() -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

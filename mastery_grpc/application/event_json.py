@@ -129,9 +129,9 @@ _SHAPES: dict[type, type[_EventJson]] = {
 _decoder: msgspec.json.Decoder[_Envelope] = msgspec.json.Decoder(_EventJson)
 _encode = msgspec.json.Encoder().encode
 _rfc3339 = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d{1,9})?(?:[Zz]|([+-]\d\d:\d\d))", re.ASCII
+    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d{1,9})?(?:[Zz]|([+-]\d\d:[0-5]\d))", re.ASCII
 ).fullmatch
-_error_path = re.compile(r"^(?P<reason>.*?)(?: - at `(?:\$\.|key in `)?(?P<field>[^`]*)`)?$", re.DOTALL).fullmatch
+_error_path = re.compile(r"^(?P<reason>.*?)(?: - at `(?:\$\.)?(?P<field>[^`]*)`)?$", re.DOTALL).fullmatch
 _missing_field = re.compile(r"^Object missing required field `(?P<field>[^`]*)`").match
 _unknown_type = re.compile(r"^Invalid value '(?P<value>.*)'$", re.DOTALL).match
 
@@ -179,9 +179,11 @@ def _to_datetime(timestamp: int | str) -> datetime:
     day, clock, fraction, offset = match.groups()
     try:
         time = datetime.fromisoformat(f"{day}T{clock}{offset or '+00:00'}").astimezone(UTC)
-        return time.replace(microsecond=int((fraction or ".0")[1:7].ljust(6, "0")))
     except (ValueError, OverflowError):
         raise InvalidInput.of("timestamp", "names a date or time in no calendar") from None
+    if time < EARLIEST:
+        raise InvalidInput.of("timestamp", "must not be before 1970-01-01")
+    return time.replace(microsecond=int((fraction or ".0")[1:7].ljust(6, "0")))
 
 
 def _type_error(message: str) -> InvalidInput:

@@ -191,7 +191,9 @@ class LearningEvent:
         if not _is_uuid(self.event_id):
             yield Violation("event_id", "must be a UUID")
         yield from student_violations(self.student)
-        if self.event_time < EARLIEST:
+        if self.event_time.tzinfo is not UTC:
+            yield Violation("event_time", "must be in UTC")
+        elif self.event_time < EARLIEST:
             yield Violation("event_time", "must not be before 1970-01-01")
         yield from _text("source", self.source)
         yield from _text("course_id", self.course_id)

@@ -129,11 +129,18 @@ def fold(state: StudentState, event: LearningEvent, rules: ScoringRules) -> Stud
 
 def fold_all(events: Iterable[LearningEvent], rules: ScoringRules) -> StudentState:
     """Returns the state of a student after all his events, in whatever order and number they are given."""
-    distinct = {event.event_id: event for event in events}
     state = EMPTY_STATE
-    for event in sorted(distinct.values(), key=lambda event: event.position):
+    for event in in_order(events):
         state = fold(state, event, rules)
     return state
+
+
+def in_order(events: Iterable[LearningEvent]) -> list[LearningEvent]:
+    """Returns the distinct events by position; of several with one id, the first given counts."""
+    distinct: dict[str, LearningEvent] = {}
+    for event in events:
+        distinct.setdefault(event.event_id, event)
+    return sorted(distinct.values(), key=lambda event: event.position)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

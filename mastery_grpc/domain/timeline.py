@@ -6,7 +6,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from mastery_grpc.domain.errors import EventTooOld
-from mastery_grpc.domain.student import StudentState, fold
+from mastery_grpc.domain.student import StudentState, fold, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,10 +23,9 @@ class Timeline:
         """`base` is the state before the first retained event; `events` come in any order."""
         self._base = base
         self._rules = rules
-        distinct = {event.event_id: event for event in events}
-        self._events = sorted(distinct.values(), key=lambda event: event.position)
+        self._events = in_order(events)
         self._positions: list[Position] = [event.position for event in self._events]
-        self._ids = set(distinct)
+        self._ids = {event.event_id for event in self._events}
         self._states: list[StudentState] = []
         self._refold_from(0)
 

@@ -17,12 +17,15 @@ def main() -> None:
     with grpc.insecure_channel(arguments.address) as channel:
         response = mastery_service_pb2_grpc.MasteryServiceStub(channel).GetMastery(
             mastery_service_pb2.GetMasteryRequest(student_id=arguments.student_id),
-            metadata=[("authorization", f"Bearer {arguments.token}")],
+            metadata=(("authorization", f"Bearer {arguments.token}"),),
             timeout=5,
         )
     mastery = response.mastery
+    print(f"{mastery.student_id}: {mastery.mastery_score:.3f}, {mastery_pb2.Level.Name(mastery.level)}")
     for part in mastery.breakdown:
-        mastery_pb2.Component.Name(part.component).removeprefix("COMPONENT_").lower()
+        name = mastery_pb2.Component.Name(part.component).removeprefix("COMPONENT_").lower()
+        note = "" if part.observed else "  (not observed)"
+        print(f"  {name:12} {part.score:.3f} x {part.weight:.2f}{note}")
 
 
 if __name__ == "__main__":

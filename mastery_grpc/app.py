@@ -18,6 +18,7 @@ from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.watch_mastery import WatchMastery
+from mastery_grpc.ingest.dead_letters import DeadLetterLimit
 from mastery_grpc.ingest.request_log import KafkaRequestLog
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
 from mastery_grpc.ingest.worker import IngestWorker
@@ -154,6 +155,11 @@ async def running_worker(settings: Settings) -> AsyncIterator[int]:
             group_id=settings.ingest_group,
             transactional=settings.kafka_transactions,
             batch_size=settings.ingest_batch_size,
+            dead_letter_limit=DeadLetterLimit(
+                in_a_row=settings.ingest_dead_letters_in_a_row,
+                share=settings.ingest_dead_letter_share,
+                window=settings.ingest_dead_letter_window,
+            ),
             clock=utc_now,
         )
 

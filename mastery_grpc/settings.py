@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     """How long an event that came by gRPC may take into Kafka, in seconds."""
     ingest_group: str = "mastery-ingest"
     ingest_batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500
+    ingest_dead_letters_in_a_row: Annotated[int, Field(ge=1)] = 1000
+    """More than so many in a row, and the worker stops consuming: the fault is not with single records."""
+    ingest_dead_letter_share: Fraction = 0.5
+    """The same for more than this share of the last `ingest_dead_letter_window` records."""
+    ingest_dead_letter_window: Annotated[int, Field(ge=1)] = 5000
     ingest_health_port: Port = 50052
 
     grpc_host: str = "0.0.0.0"  # noqa: S104 - a service listens; who may reach it is the network's business

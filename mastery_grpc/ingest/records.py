@@ -1,4 +1,4 @@
-"""Kafka records: how a request is read, and how results and dead letters are written."""
+"""Kafka records: how a request is read, and how a result is written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from mastery.v1 import events_pb2
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.application.event_protobuf import event_from_proto
 from mastery_grpc.application.student_update import Delivery
-from mastery_grpc.domain.errors import InvalidInput, MasteryError
+from mastery_grpc.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from confluent_kafka import Message
 
     from mastery_grpc.domain.events import LearningEvent
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
 
 JSON = b"application/json"
 PROTOBUF = b"application/x-protobuf"
-DEAD_LETTER_HEADER = "dlq-"
-ATTEMPT_COUNT = "dlq-attempt-count"
-MAX_ERROR_MESSAGE = 1000
 
 _encode = msgspec.json.Encoder().encode
 
@@ -55,7 +50,7 @@ def decode_request(message: Message) -> Delivery:
     value = message.value()
     if not value:
         raise InvalidInput.of("value", "is empty; a tombstone is not an event")
-    is_protobuf = dict(_headers_of(message)).get("content-type") == PROTOBUF
+    is_protobuf = dict(headers_of(message)).get("content-type") == PROTOBUF
     event = _decode_protobuf(value) if is_protobuf else decode_event(value)
     return Delivery(event, origin_of(message))
 
@@ -77,29 +72,7 @@ def result_record(result: Result, topics: Topics) -> OutgoingRecord:
     )
 
 
-def dead_letter(message: Message, error: MasteryError, *, topics: Topics, now: datetime) -> OutgoingRecord:
-    """Returns a refused record byte for byte, with its own headers and those that say why it is here."""
-    headers = _headers_of(message)
-    attempts = next((int(value or 0) for name, value in headers if name == ATTEMPT_COUNT), 0) + 1
-    _, timestamp = message.timestamp()
-    return OutgoingRecord(
-        topics.dead_letters,
-        message.key(),
-        message.value(),
-        [
-            *((name, value) for name, value in headers if not name.startswith(DEAD_LETTER_HEADER)),
-            ("dlq-error-class", type(error).__name__.encode()),
-            ("dlq-error-message", str(error)[:MAX_ERROR_MESSAGE].encode(errors="replace")),
-            ("dlq-original-topic", (message.topic() or "").encode()),
-            ("dlq-original-partition", str(message.partition()).encode()),
-            ("dlq-original-offset", str(message.offset()).encode()),
-            ("dlq-original-timestamp", str(timestamp).encode()),
-            ("dlq-time", now.isoformat().encode()),
-            (ATTEMPT_COUNT, str(attempts).encode()),
-        ],
-    )
-
-
-def _headers_of(message: Message) -> Headers:
+def headers_of(message: Message) -> Headers:
+    """Returns the headers of a consumed record; a name may occur several times."""
     # The stubs leave open what a consumed record always has: names as text, values as bytes or nothing.
     return cast("Headers", message.headers() or [])

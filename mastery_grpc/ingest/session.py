@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from mastery_grpc.ingest.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from confluent_kafka import KafkaError, Message
+    from collections.abc import Iterable
 
     from mastery_grpc.ingest.records import OutgoingRecord
     from mastery_grpc.ingest.topics import KafkaAccess
@@ -21,12 +22,25 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.005
 """How long a batch that has begun waits for more: next to nothing, so that a lone event need not wait."""
 PUBLISH_TIMEOUT = 30.0
+# librdkafka's own codes are public there and carry an underscore here.
+NOT_DELIVERED: int = KafkaError._MSG_TIMED_OUT  # noqa: SLF001
+ASSIGNMENT_LOST: int = KafkaError._ASSIGNMENT_LOST  # noqa: SLF001
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records received together."""
+
+    messages: Sequence[Message]
+    revocations: int
+    """How many revocations the session had seen when it began to receive them."""
+
+
 class KafkaSession:
-    """A consumer and its producer. Everything here blocks and belongs to one thread.
+    """A consumer and its producer. Everything here blocks; `receive` and `stay_alive` belong to one thread,
+    `publish` to another.
 
     Raises KafkaException. After one the session is to be closed and a new one begun: it goes on from the
     committed offsets, so nothing is lost by that.
@@ -56,44 +70,48 @@ class KafkaSession:
             properties["transaction.timeout.ms"] = round(PUBLISH_TIMEOUT * 1000)
         self._producer = Producer(properties)
         self._delivery_error: KafkaError | None = None
+        # A partition is given away only between two publications, never during one: the broker checks that
+        # the committing member belongs to the group, not that the partition is still his.
+        self._publishing = threading.Lock()
+        self._revocations = 0
+        self._revoked_at: dict[int, int] = {}
 
     def open(self) -> None:
         """Joins the group."""
         if self._transactional:
             self._producer.init_transactions(PUBLISH_TIMEOUT)
-        self._consumer.subscribe([self._topics.requests])
+        self._consumer.subscribe([self._topics.requests], on_revoke=self._on_revoke, on_lost=self._on_revoke)
 
-    def receive(self, most: int, timeout: float) -> list[Message]:
+    def receive(self, most: int, timeout: float) -> Batch:
         """Returns up to `most` records, none after `timeout` seconds without any."""
+        revocations = self._revocations
         first = self._consumer.poll(timeout)
-        if first is None:
-            return []
-        messages = [first, *self._consumer.consume(most - 1, GATHER_SECONDS)]
+        messages = [] if first is None else [first, *self._consumer.consume(most - 1, GATHER_SECONDS)]
         for message in messages:
             if (error := message.error()) is not None:
                 raise KafkaException(error)
-        return messages
+        return Batch(messages, revocations)
 
-    def publish(self, records: Iterable[OutgoingRecord], consumed: Sequence[Message]) -> None:
-        """Produces the records and commits the offsets of what was consumed, in one transaction."""
-        offsets = _next_offsets(consumed)
-        if not self._transactional:
-            self._produce(records)
-            if self._producer.flush(PUBLISH_TIMEOUT) or self._delivery_error is not None:
-                raise KafkaException(self._delivery_error or "results were not delivered in time")
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-            return
-        self._producer.begin_transaction()
-        try:
-            self._produce(records)
-            self._producer.send_offsets_to_transaction(
-                offsets, self._consumer.consumer_group_metadata(), PUBLISH_TIMEOUT
-            )
-            self._producer.commit_transaction(PUBLISH_TIMEOUT)
-        except KafkaException as error:
-            if error.args[0].txn_requires_abort():
-                self._producer.abort_transaction(PUBLISH_TIMEOUT)
-            raise
+    def publish(self, records: Sequence[Sequence[OutgoingRecord]], batch: Batch) -> None:
+        """Produces what each record of the batch led to and commits the batch's offsets, in one transaction.
+
+        Records of partitions that were given away since are left out: their new owner does them again.
+        """
+        with self._publishing:
+            stale = self._stale_partitions(batch)
+            messages = [message for message in batch.messages if message.partition() not in stale]
+            if not messages:
+                return
+            outgoing = [
+                record
+                for message, consequences in zip(batch.messages, records, strict=True)
+                if message.partition() not in stale
+                for record in consequences
+            ]
+            if self._transactional:
+                self._publish_in_transaction(outgoing, _next_offsets(messages))
+            else:
+                self._publish_at_least_once(outgoing, _next_offsets(messages))
 
     def stay_alive(self) -> None:
         """Tells the group that this member lives, while it cannot take more records."""
@@ -112,6 +130,25 @@ class KafkaSession:
         self._consumer.close()
         self._producer.close()
 
+    def _publish_in_transaction(self, records: Iterable[OutgoingRecord], offsets: list[TopicPartition]) -> None:
+        self._producer.begin_transaction()
+        try:
+            self._produce(records)
+            self._producer.send_offsets_to_transaction(
+                offsets, self._consumer.consumer_group_metadata(), PUBLISH_TIMEOUT
+            )
+            self._producer.commit_transaction(PUBLISH_TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].txn_requires_abort():
+                self._producer.abort_transaction(PUBLISH_TIMEOUT)
+            raise
+
+    def _publish_at_least_once(self, records: Iterable[OutgoingRecord], offsets: list[TopicPartition]) -> None:
+        self._produce(records)
+        if self._producer.flush(PUBLISH_TIMEOUT) or self._delivery_error is not None:
+            raise KafkaException(self._delivery_error or KafkaError(NOT_DELIVERED))
+        self._consumer.commit(offsets=offsets, asynchronous=False)
+
     def _produce(self, records: Iterable[OutgoingRecord]) -> None:
         for record in records:
             while True:
@@ -127,6 +164,27 @@ class KafkaSession:
                 except BufferError:  # the local queue is full: give it time to drain
                     self._producer.poll(0.1)
         self._producer.poll(0)
+
+    def _stale_partitions(self, batch: Batch) -> set[int | None]:
+        """Returns the partitions of a batch that were given away since it was received.
+
+        Raises KafkaException if one of them has come back: the reader has moved past records that were not
+        done, and only a new session goes back to them.
+        """
+        stale = {
+            message.partition()
+            for message in batch.messages
+            if self._revoked_at.get(message.partition() or 0, 0) > batch.revocations
+        }
+        if stale and stale & {assigned.partition for assigned in self._consumer.assignment()}:
+            raise KafkaException(KafkaError(ASSIGNMENT_LOST))
+        return stale
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        with self._publishing:
+            self._revocations += 1
+            for partition in partitions:
+                self._revoked_at[partition.partition] = self._revocations
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

@@ -5,6 +5,8 @@
 
 Bad data becomes a dead letter at once. Bad weather is waited out. A crash after 5 is healed by redelivery:
 the records of what was applied hold the results, and they are produced then.
+
+Three batches are in hand at a time: one is being received, one applied, one published.
 """
 
 from __future__ import annotations
@@ -20,13 +22,8 @@ from confluent_kafka import KafkaException
 
 from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.errors import BrokerUnavailable, Contention, InvalidInput, StorageUnavailable
-from mastery_grpc.ingest.records import (
-    OutgoingRecord,
-    dead_letter,
-    decode_request,
-    origin_of,
-    result_record,
-)
+from mastery_grpc.ingest.dead_letters import DeadLetterWatch, PoisonRecord, TooManyDeadLetters, dead_letter
+from mastery_grpc.ingest.records import OutgoingRecord, decode_request, origin_of, result_record
 from mastery_grpc.ingest.session import KafkaSession
 
 if TYPE_CHECKING:
@@ -36,14 +33,21 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from mastery_grpc.application.apply_events import ApplyEvents
+    from mastery_grpc.ingest.dead_letters import DeadLetterLimit
     from mastery_grpc.ingest.topics import KafkaAccess
 
 POLL_SECONDS = 0.5
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
+MAX_ATTEMPTS = 3
+"""How often a record may break the engine before it counts as poison."""
 
 log = structlog.get_logger(__name__)
 _Answer = TypeVar("_Answer")
+
+
+class _Stopped(Exception):
+    """Told to stop while waiting for the weather. Nothing of the batch in hand is committed; it comes again."""
 
 
 class IngestWorker:
@@ -57,6 +61,7 @@ class IngestWorker:
         group_id: str,
         transactional: bool,
         batch_size: int,
+        dead_letter_limit: DeadLetterLimit,
         clock: Callable[[], datetime],
     ) -> None:
         self._access = access
@@ -64,16 +69,18 @@ class IngestWorker:
         self._group_id = group_id
         self._transactional = transactional
         self._batch_size = batch_size
+        self._dead_letters = DeadLetterWatch(dead_letter_limit)
         self._clock = clock
         self._stopping = asyncio.Event()
-        self._is_member = False
-        # librdkafka's calls block; one thread makes them all, so that they keep their order.
-        self._kafka_thread = ThreadPoolExecutor(1, thread_name_prefix="kafka")
+        self._is_consuming = False
+        # librdkafka's calls block: one thread receives, another publishes.
+        self._receiver = ThreadPoolExecutor(1, thread_name_prefix="kafka-receive")
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="kafka-publish")
 
     async def check(self) -> None:
         """Raises BrokerUnavailable unless the worker is joining its group, or a member of it."""
-        if not self._is_member:
-            raise BrokerUnavailable("not a member of the consumer group")
+        if not self._is_consuming:
+            raise BrokerUnavailable("not consuming")
 
     def stop(self) -> None:
         """Asks `run` to finish the batch in hand and return."""
@@ -86,62 +93,95 @@ class IngestWorker:
             log.warning("results are published at least once: transactions are switched off")
         while not self._stopping.is_set():
             try:
-                await self._work()
+                await self._hold_session()
             except KafkaException as error:
                 delay = next(delays)
                 log.warning("kafka session ended", error=str(error), retry_in=round(delay, 2))
                 await self._pause(delay)
-        self._kafka_thread.shutdown()
+            except TooManyDeadLetters as error:
+                # Nothing of the last batch is committed: after the repair it is read again.
+                log.error("stopped consuming", reason=str(error))  # noqa: TRY400 - a verdict, not a crash
+                await self._stopping.wait()
+            except _Stopped:
+                break
+        self._receiver.shutdown()
+        self._publisher.shutdown()
 
-    async def _work(self) -> None:
-        """Holds one session with Kafka until stopped. Raises KafkaException."""
+    async def _hold_session(self) -> None:
+        """Consumes in one membership of the group until stopped. Raises KafkaException."""
         session = KafkaSession(self._access, group_id=self._group_id, transactional=self._transactional)
+        receiving = publishing = None
         try:
-            await self._in_kafka_thread(session.open)
-            self._is_member = True
+            await self._in(self._receiver, session.open)
+            self._is_consuming = True
+            receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
             while not self._stopping.is_set():
-                messages = await self._in_kafka_thread(session.receive, self._batch_size, POLL_SECONDS)  # 1
-                if messages:
-                    await self._process(session, messages)
+                batch = await receiving  # 1
+                receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
+                records = await self._process(session, batch.messages) if batch.messages else []
+                if publishing is not None and (records or publishing.done()):
+                    await publishing
+                    publishing = None
+                if records:
+                    publishing = self._in(self._publisher, session.publish, records, batch)  # 6, 7
+            if publishing is not None:
+                await publishing
         finally:
-            self._is_member = False
-            await self._in_kafka_thread(session.close)
+            self._is_consuming = False
+            under_way = [future for future in (receiving, publishing) if future is not None]
+            await asyncio.gather(*under_way, return_exceptions=True)
+            await self._in(self._receiver, session.close)
 
-    async def _process(self, session: KafkaSession, messages: Sequence[Message]) -> None:
+    async def _process(self, session: KafkaSession, messages: Sequence[Message]) -> list[list[OutgoingRecord]]:
+        """Returns what each record led to: its results, or the dead letter that became of it."""
         verdicts = [_verdict(message) for message in messages]  # 2
         deliveries = [verdict for verdict in verdicts if isinstance(verdict, Delivery)]
-        outcomes = await self._apply_in_any_weather(session, deliveries)  # 3, 4, 5
-        if outcomes is None:
-            return  # stopped while waiting: nothing is committed, the batch comes again
-        records: list[OutgoingRecord] = []
-        following = iter(outcomes)
+        outcomes = iter(await self._apply_in_any_weather(session, deliveries))  # 3, 4, 5
+        topics, now = self._access.topics, self._clock()
+        records = []
         for message, verdict in zip(messages, verdicts, strict=True):
-            outcome = next(following) if isinstance(verdict, Delivery) else Outcome(error=verdict)
+            outcome = next(outcomes) if isinstance(verdict, Delivery) else Outcome(error=verdict)
+            self._dead_letters.count(refused=outcome.error is not None)
             if outcome.error is not None:
                 log.info("dead letter", origin=origin_of(message), reason=type(outcome.error).__name__)
-                now, topics = self._clock(), self._access.topics
-                records.append(dead_letter(message, outcome.error, topics=topics, now=now))
-            records += [result_record(result, self._access.topics) for result in outcome.results]
-        await self._in_kafka_thread(session.publish, records, messages)  # 6, 7
+                records.append([dead_letter(message, outcome.error, topics=topics, now=now)])
+            else:
+                records.append([result_record(result, topics) for result in outcome.results])
+        return records
 
     async def _apply_in_any_weather(
         self, session: KafkaSession, deliveries: Sequence[Delivery]
-    ) -> Sequence[Outcome] | None:
-        """Applies the deliveries however long it takes; returns None if told to stop before it succeeded."""
-        delays = _delays()
-        while not self._stopping.is_set():
+    ) -> Sequence[Outcome]:
+        """Applies the deliveries however long it takes, while the group is told that this member lives.
+
+        Deliveries that break the engine are tried one by one, so that only the guilty are refused.
+        """
+        delays, failures, is_paused = _delays(), 0, False
+        while True:
             try:
                 outcomes = await self._apply(deliveries)
+                if any(isinstance(outcome.error, Contention) for outcome in outcomes):
+                    continue  # what was applied is now known, and the rest gets another chance
             except StorageUnavailable as error:
                 delay = next(delays)
                 log.warning("storage is away", error=str(error), retry_in=round(delay, 2))
-                await self._in_kafka_thread(session.stay_alive)
+                is_paused = True
+                await self._in(self._receiver, session.stay_alive)
                 await self._pause(delay)
+                if self._stopping.is_set():
+                    raise _Stopped from None
+            except Exception as error:
+                failures += 1
+                log.exception("unexpected error", deliveries=len(deliveries))
+                if len(deliveries) > 1:
+                    each = [await self._apply_in_any_weather(session, [delivery]) for delivery in deliveries]
+                    return [outcome for [outcome] in each]
+                if failures >= MAX_ATTEMPTS:
+                    return [Outcome(error=PoisonRecord(error, failures))]
             else:
-                if not any(isinstance(outcome.error, Contention) for outcome in outcomes):
-                    await self._in_kafka_thread(session.resume)
-                    return outcomes
-        return None
+                if is_paused:
+                    await self._in(self._receiver, session.resume)
+                return outcomes
 
     async def _pause(self, seconds: float) -> None:
         """Waits, but not longer than until told to stop."""
@@ -149,8 +189,8 @@ class IngestWorker:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    async def _in_kafka_thread(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._kafka_thread, call, *args)
+    def _in(self, thread: ThreadPoolExecutor, call: Callable[..., _Answer], *args: Any) -> asyncio.Future[_Answer]:
+        return asyncio.get_running_loop().run_in_executor(thread, call, *args)
 
 
 def _verdict(message: Message) -> Delivery | InvalidInput:

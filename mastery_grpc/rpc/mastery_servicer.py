@@ -156,8 +156,10 @@ async def _chunks(requests: AsyncIterator[_Request], most: int) -> AsyncIterator
         try:
             async for request in requests:
                 await arrived.put(request)
-        finally:
+        except Exception:
             await arrived.put(None)
+            raise
+        await arrived.put(None)  # not when cancelled: nobody empties the queue then, and it may be full
 
     receiver = asyncio.create_task(receive())
     try:

@@ -1,4 +1,4 @@
-"""The command line: `mastery-grpc dev | serve | ingest | topics | token | simulate`."""
+"""The command line: `mastery-grpc dev | serve | ingest | topics | token | dlq | rebuild | simulate`."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from mastery.v1 import mastery_service_pb2
 from mastery_grpc.application.accept_events import AcceptEvents
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.calculate_mastery import CalculateMastery
+from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.watch_mastery import WatchMastery
+from mastery_grpc.domain.errors import BrokerUnavailable, StorageUnavailable, Unavailable
 from mastery_grpc.ingest.dead_letters import DeadLetterLimit
 from mastery_grpc.ingest.request_log import KafkaRequestLog
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     import grpc
 
 HEALTH_INTERVAL = 1.0
+RETENTION = Retention()
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 
 log = structlog.get_logger(__name__)
@@ -76,13 +80,12 @@ class _Storage:
 
 
 @asynccontextmanager
-async def _storage(settings: Settings) -> AsyncIterator[_Storage]:
+async def _storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[_Storage]:
     client = connect(settings.redis_url, timeout=settings.redis_timeout)
     try:
-        retention = Retention()
-        repository = RedisStudentRepository(client, retention=retention)
+        repository = RedisStudentRepository(client, retention=RETENTION, breaker=breaker)
         apply = ApplyEvents(
-            repository, rules=settings.scoring_rules(), log_retention=retention.event_log, clock=utc_now
+            repository, rules=settings.scoring_rules(), log_retention=RETENTION.event_log, clock=utc_now
         )
         reader = CachedMasteryReader(
             repository,
@@ -110,17 +113,23 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     )
     rules = settings.scoring_rules()
     async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(_storage(settings))
+        storage = await stack.enter_async_context(_storage(settings, _breaker(settings, StorageUnavailable)))
         request_log = None
         if settings.kafka_bootstrap_servers:
-            request_log = KafkaRequestLog(kafka_access(settings), timeout=settings.kafka_timeout)
+            request_log = KafkaRequestLog(
+                kafka_access(settings),
+                timeout=settings.kafka_timeout,
+                breaker=_breaker(settings, BrokerUnavailable),
+            )
             stack.push_async_callback(asyncio.to_thread, request_log.close)
         else:
             log.warning("no kafka is set: events are applied, but no results are published")
         accept = AcceptEvents(storage.apply, request_log)
         servicer = MasteryServicer(
             read=ReadMastery(storage.reader, storage.repository),
-            calculate=CalculateMastery(accept, storage.repository, rules=rules, clock=utc_now),
+            calculate=CalculateMastery(
+                accept, storage.repository, rules=rules, log_retention=RETENTION.event_log, clock=utc_now
+            ),
             accept=accept,
             watch=WatchMastery(storage.feed, storage.repository),
         )
@@ -134,7 +143,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
             health=health,
             with_reflection=settings.grpc_reflection,
         )
-        port = _bind(server, settings.grpc_host, settings.grpc_port, "GRPC_PORT")
+        port = _bind(server, settings.grpc_host, settings.grpc_port, "GRPC_PORT", shared=settings.grpc_workers > 1)
         await stack.enter_async_context(beside(storage.feed.run(), health.run()))
         await server.start()
         stack.push_async_callback(server.stop, settings.grpc_drain_timeout)
@@ -148,7 +157,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
 async def running_worker(settings: Settings) -> AsyncIterator[int]:
     """Ingests while the context is open; yields the port of its health service."""
     async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(_storage(settings))
+        storage = await stack.enter_async_context(_storage(settings, None))
         worker = IngestWorker(
             kafka_access(settings),
             storage.apply,
@@ -169,7 +178,7 @@ async def running_worker(settings: Settings) -> AsyncIterator[int]:
 
         health = Health(services=[], check=check, interval=HEALTH_INTERVAL)
         server = health_server(health, terms=_terms(settings))
-        port = _bind(server, settings.grpc_host, settings.ingest_health_port, "INGEST_HEALTH_PORT")
+        port = _bind(server, settings.grpc_host, settings.ingest_health_port, "INGEST_HEALTH_PORT", shared=False)
         await stack.enter_async_context(beside(health.run()))
         await server.start()
         stack.push_async_callback(server.stop, 1.0)
@@ -211,15 +220,36 @@ async def beside(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            # Again and again: a cancellation that meets a reply of the storage can be lost in the driver.
+            while pending := [task for task in tasks if not task.done()]:
+                for task in pending:
+                    task.cancel()
+                await asyncio.wait(pending, timeout=1.0)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int, setting: str) -> int:
+def check_port(settings: Settings) -> None:
+    """Raises SettingsError if somebody else listens on the server's port."""
+    _check_port(settings.grpc_host, settings.grpc_port, "GRPC_PORT")
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, setting: str, *, shared: bool) -> int:
+    if not shared:
+        _check_port(host, port, setting)
+    return server.add_insecure_port(f"{host}:{port}")
+
+
+def _check_port(host: str, port: int, setting: str) -> None:
+    # Asked here, because gRPC has no more to say than that it failed, and logs that in words of its own.
     try:
-        return server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError:
-        raise SettingsError(f"{PREFIX}{setting}: {host}:{port} is taken, set another port") from None
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SettingsError(f"{PREFIX}{setting}: cannot listen on {host}:{port}: {reason}") from None
+
+
+def _breaker(settings: Settings, unavailable: type[Unavailable]) -> CircuitBreaker:
+    terms = BreakerTerms(failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds)
+    return CircuitBreaker(unavailable, terms=terms, timer=time.monotonic)
 
 
 def _terms(settings: Settings) -> ServerTerms:

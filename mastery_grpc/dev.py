@@ -104,6 +104,7 @@ async def run_dev(data: Path, *, learners: int, seed: int, days_per_second: floa
             _welcome(console, address, token, redis_url, brokers, record)
             with ClassScreen(console) as screen:
                 async with beside(
+                    _print_lines(screen),
                     _show_class(screen, address, token, student_ids(learners)),
                     _simulate(
                         screen,
@@ -166,6 +167,12 @@ async def _simulate(
                 await asyncio.sleep(1 / days_per_second)
         if day > record.day - OVERLAP:
             producer.send(event)
+
+
+async def _print_lines(screen: ClassScreen) -> None:
+    while True:
+        await asyncio.sleep(1)
+        screen.print_due()
 
 
 async def _show_class(screen: ClassScreen, address: str, token: str, students: list[str]) -> None:

@@ -6,25 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.scoring import Method, ScoringRules, Weights
 
 PREFIX = "MASTERY_"
-SHORTEST_SECRET = 32
-"""Bytes: RFC 7518 asks for as many as HS256 has bits."""
+SHORTEST_SECRETS = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""Bytes: RFC 7518 asks for as many as the hash has."""
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 
 
 class SettingsError(Exception):
     """A setting that is wrong or missing; the message is one line that says which and why."""
 
 
-def _long_enough(secret: SecretStr) -> SecretStr:
-    if len(secret.get_secret_value().encode()) < SHORTEST_SECRET:
-        raise ValueError(f"must be at least {SHORTEST_SECRET} bytes long")
-    return secret
+def _known_scheme(url: str) -> str:
+    if url.partition("://")[0] not in REDIS_SCHEMES:
+        raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}, followed by ://")
+    return url
 
 
+_WEIGHTS = ["weight_completion", "weight_quiz", "weight_quality", "weight_consistency"]
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -35,7 +38,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: Annotated[str, AfterValidator(_known_scheme)] = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://`, `unix://`, or `redis+cluster://` for a cluster."""
     redis_timeout: Seconds = 2.0
     """For each connect and each reply, in seconds."""
@@ -77,10 +80,15 @@ class Settings(BaseSettings):
     grpc_max_connection_age: Seconds = 300.0
     grpc_max_connection_age_grace: Seconds = 60.0
 
+    breaker_failures: Annotated[int, Field(ge=1)] = 5
+    """So many failures of Redis, or of Kafka, in a row, and the server answers UNAVAILABLE at once."""
+    breaker_open_seconds: Seconds = 2.0
+    """After so long one call tries again."""
+
     cache_capacity: Annotated[int, Field(ge=1)] = 1000
     cache_lifetime: Seconds = 30.0
 
-    jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
+    jwt_secret: SecretStr | None = None
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
@@ -116,13 +124,22 @@ class Settings(BaseSettings):
                 consistency_window_days=self.consistency_window_days,
             )
         except InvalidInput as error:
-            raise SettingsError(f"scoring settings: {error}") from None
+            first = error.violations[0]
+            names = _WEIGHTS if first.field == "weights" else [first.field.replace("weights.", "weight_")]
+            variables = ", ".join(PREFIX + name.upper() for name in names)
+            raise SettingsError(f"{variables}: {first.reason}") from None
 
     def secret(self) -> str:
         """Returns the secret that tokens are signed with. Raises SettingsError if there is none."""
         if self.jwt_secret is None:
-            raise SettingsError(f"{PREFIX}JWT_SECRET: is not set; at least {SHORTEST_SECRET} bytes are needed")
-        return self.jwt_secret.get_secret_value()
+            shortest = SHORTEST_SECRETS[self.jwt_algorithm]
+            raise SettingsError(f"{PREFIX}JWT_SECRET: is not set; at least {shortest} bytes are needed")
+        secret = self.jwt_secret.get_secret_value()
+        if len(secret.encode()) < (shortest := SHORTEST_SECRETS[self.jwt_algorithm]):
+            raise SettingsError(
+                f"{PREFIX}JWT_SECRET: must be at least {shortest} bytes long for {self.jwt_algorithm}"
+            )
+        return secret
 
 
 def read_settings(**overrides: Any) -> Settings:
@@ -133,5 +150,8 @@ def read_settings(**overrides: Any) -> Settings:
         first = error.errors(include_url=False, include_input=False)[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+    except SourceError as error:  # a value that should have been JSON; the message names the field only
+        name = PREFIX + str(error).partition('"')[2].partition('"')[0].upper()
+        raise SettingsError(f"{name}: is not JSON") from None
     settings.scoring_rules()
     return settings

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from mastery_grpc.application.student_update import Delivery, Outcome, StudentUpdate, needs_log
 from mastery_grpc.domain.errors import StudentNotFound
 from mastery_grpc.domain.events import LearningEvent, MasteryCalculation, StudentKey
 from mastery_grpc.domain.scoring import Components, Weights
-from mastery_grpc.domain.student import Mastery, fold, mastery_of, reweighted
+from mastery_grpc.domain.student import Mastery, reweighted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from mastery_grpc.application.accept_events import AcceptEvents
     from mastery_grpc.application.ports import StudentRepository
@@ -43,31 +44,40 @@ class CalculateMastery:
         repository: StudentRepository,
         *,
         rules: ScoringRules,
+        log_retention: timedelta,
         clock: Callable[[], datetime],
     ) -> None:
         self._accept = accept
         self._repository = repository
         self._rules = rules
+        self._log_retention = log_retention
         self._clock = clock
 
     async def __call__(self, calculation: Calculation) -> tuple[Mastery, bool]:
         """Returns the mastery that results, and whether this request had been applied before."""
         [outcome] = await self._accept([self._event(calculation)])
-        if outcome.error is not None:
-            raise outcome.error
-        mastery = outcome.mastery
-        if mastery is None:  # applied so long ago that only the log remembers it
-            [mastery] = await self._repository.read_masteries([calculation.student])
-        if mastery is None:
-            raise StudentNotFound(calculation.student.student_id)
-        return _weighted(mastery, calculation), outcome.duplicate
+        return _weighted(await self._mastery_in(outcome, calculation), calculation), outcome.duplicate
 
     async def preview(self, calculation: Calculation) -> Mastery:
         """Returns the mastery that would result, and stores nothing."""
-        event = self._event(calculation)
-        [loaded] = await self._repository.load({calculation.student: []})
-        state = fold(loaded.state, event, self._rules)
-        return _weighted(mastery_of(calculation.student, state, self._rules), calculation)
+        delivery = Delivery(self._event(calculation))
+        [loaded] = await self._repository.load({calculation.student: [delivery.event.event_id]})
+        log = None
+        if needs_log(loaded, [delivery], now=delivery.event.event_time, log_retention=self._log_retention):
+            [log] = await self._repository.load_logs([calculation.student])
+        update = StudentUpdate(loaded, log, rules=self._rules, now=delivery.event.event_time)
+        return _weighted(await self._mastery_in(update.apply(delivery), calculation), calculation)
+
+    async def _mastery_in(self, outcome: Outcome, calculation: Calculation) -> Mastery:
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.mastery is not None:
+            return outcome.mastery
+        # Applied so long ago that only the log remembers it.
+        [mastery] = await self._repository.read_masteries([calculation.student])
+        if mastery is None:
+            raise StudentNotFound(calculation.student.student_id)
+        return mastery
 
     def _event(self, calculation: Calculation) -> LearningEvent:
         return LearningEvent(

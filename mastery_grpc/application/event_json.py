@@ -14,6 +14,8 @@ import msgspec
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import (
     EARLIEST,
+    LATEST,
+    OUT_OF_TIME,
     ConsistencyActivity,
     ExerciseCompletion,
     LearningEvent,
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from mastery_grpc.domain.events import Payload
 
 _MILLISECOND = timedelta(milliseconds=1)
-_LATEST_MILLISECONDS = (datetime.max.replace(tzinfo=UTC) - EARLIEST) // _MILLISECOND
 
 
 class _Envelope(msgspec.Struct, tag_field="event_type", omit_defaults=True, kw_only=True):
@@ -170,20 +171,24 @@ def _to_timestamp(time: datetime) -> int | str:
 
 
 def _to_datetime(timestamp: int | str) -> datetime:
-    if isinstance(timestamp, int):
-        if not 0 <= timestamp <= _LATEST_MILLISECONDS:
-            raise InvalidInput.of("timestamp", "must be epoch milliseconds from 1970 to 9999")
-        return EARLIEST + timestamp * _MILLISECOND
-    if (match := _rfc3339(timestamp)) is None:
+    try:
+        time = EARLIEST + timestamp * _MILLISECOND if isinstance(timestamp, int) else _from_rfc3339(timestamp)
+    except OverflowError:
+        raise InvalidInput.of("timestamp", OUT_OF_TIME) from None
+    if not EARLIEST <= time <= LATEST:
+        raise InvalidInput.of("timestamp", OUT_OF_TIME)
+    return time
+
+
+def _from_rfc3339(text: str) -> datetime:
+    if (match := _rfc3339(text)) is None:
         raise InvalidInput.of("timestamp", "must be epoch milliseconds or an RFC 3339 time")
     day, clock, fraction, offset = match.groups()
     try:
-        time = datetime.fromisoformat(f"{day}T{clock}{offset or '+00:00'}").astimezone(UTC)
-    except (ValueError, OverflowError):
+        time = datetime.fromisoformat(f"{day}T{clock}{offset or '+00:00'}")
+    except ValueError:
         raise InvalidInput.of("timestamp", "names a date or time in no calendar") from None
-    if time < EARLIEST:
-        raise InvalidInput.of("timestamp", "must not be before 1970-01-01")
-    return time.replace(microsecond=int((fraction or ".0")[1:7].ljust(6, "0")))
+    return time.astimezone(UTC).replace(microsecond=int((fraction or ".0")[1:7].ljust(6, "0")))
 
 
 def _type_error(message: str) -> InvalidInput:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.domain.results import Result
+from mastery_grpc.domain.scoring import Components
 from mastery_grpc.domain.student import EMPTY_STATE, Mastery, StudentState
 
 if TYPE_CHECKING:
@@ -25,6 +26,19 @@ class ProcessingRecord:
     results: tuple[Result, ...]
 
 
+class Revision(NamedTuple):
+    """Which of a student's stored states is meant; each write of him makes a greater one.
+
+    The version alone would not do: a rebuild replaces a state by a better one of the same events. A writer
+    that had loaded the old one would then pass the comparison and bring the old one back, one event older.
+    """
+
+    version: int = 0
+    """The number of distinct events."""
+    rebuilds: int = 0
+    """How often the state was rebuilt from the log."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedStudent:
     """What is stored of a student, as far as folding further events forward needs it."""
@@ -35,6 +49,8 @@ class LoadedStudent:
     """The state before the first event in the log; not empty once old events have left the log."""
     log_start_time: datetime | None = None
     """When the oldest event in the log was written."""
+    rebuilds: int = 0
+    """As in `Revision`."""
     processed: Mapping[str, ProcessingRecord] = field(default_factory=dict)
     """Of the events asked about, those already applied within the retention of the records."""
 
@@ -64,6 +80,8 @@ class StudentChange:
     student: StudentKey
     expected_version: int
     """The version that the change was computed from; 0 for a new student."""
+    expected_rebuilds: int = 0
+    """The rebuilds of the revision that the change was computed from; a change does not add to them."""
     state: StudentState
     base: StudentState
     log_start_time: datetime
@@ -73,6 +91,56 @@ class StudentChange:
     applied: Sequence[AppliedEvent]
     forgotten: Sequence[str] = ()
     """Ids of log entries that `base` replaces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentHistory:
+    """What a rebuild recomputes a student from, and the state that it may replace."""
+
+    student: StudentKey
+    revision: Revision
+    state: StudentState | None
+    """None if nothing is stored, or nothing that can be read."""
+    base: StudentState
+    """The state before the first event in the log."""
+    log_start_time: datetime | None
+    log: Sequence[LoggedEvent]
+    """Without entries that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDay:
+    """The snapshot of one day; None stands for what is missing or cannot be read."""
+
+    mastery: Mastery | None = None
+    scores: Components | None = None
+    """The components' scores as they are stored beside the snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMasteries:
+    """What is stored of a student for readers, all of one moment."""
+
+    revision: Revision
+    current: Mastery | None
+    """None if it is missing or cannot be read."""
+    days: Mapping[date, StoredDay]
+    """Of the days asked about, those of which anything is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentRewrite:
+    """What one student's log amounts to, to be stored instead of what is there: whole or not at all."""
+
+    student: StudentKey
+    expected: Revision
+    """The revision that was compared with the log."""
+    state: StudentState
+    base: StudentState
+    log_start_time: datetime
+    mastery: Mastery
+    snapshots: Mapping[date, Mastery]
+    """Of the days that differ."""
 
 
 class StudentRepository(Protocol):
@@ -89,7 +157,7 @@ class StudentRepository(Protocol):
         """Returns each student's retained events in order of writing."""
 
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
-        """Writes each change if its student still has the expected version and none of its events is applied.
+        """Writes each change if its student still has the expected revision and none of its events is applied.
 
         Returns for each change whether it was written; drops the student's prediction and path, announces the
         new mastery.
@@ -100,6 +168,25 @@ class StudentRepository(Protocol):
 
     async def read_snapshot(self, student: StudentKey, day: date) -> Mastery | None:
         """Returns the last mastery of a UTC day, None if the student had no event on it."""
+
+    async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
+        """Returns what each student is recomputed from. The log may be newer than the rest: whoever finds the
+        revision unchanged after this call knows that it was not."""
+
+    async def load_masteries(self, wanted: Mapping[StudentKey, Sequence[date]]) -> list[StoredMasteries]:
+        """Returns each student's current mastery and his snapshots of the given days, as stored."""
+
+    async def rewrite(self, rewrites: Sequence[StudentRewrite]) -> list[bool]:
+        """Writes each rewrite if its student still has the expected revision; returns for each whether it was.
+
+        Counts one more rebuild and announces the mastery. What is rewritten keeps the lifetime that it has.
+        """
+
+    def walk(self, school_id: str | None = None) -> AsyncIterator[list[StudentKey]]:
+        """Yields all students with a mastery, or those of one school, in portions; a student may come twice.
+
+        One who is new while this goes on may come or not.
+        """
 
     async def ping(self) -> None:
         """Returns if the storage answers."""

@@ -38,8 +38,9 @@ class ReadMastery:
         ]
 
     async def on_day(self, student: StudentKey, day: date) -> Mastery:
-        """Returns the last mastery of a UTC day. Raises SnapshotNotFound."""
+        """Returns the last mastery of a UTC day. Raises SnapshotNotFound, StudentNotFound."""
         mastery = await self._repository.read_snapshot(student, day)
         if mastery is None:
+            await self.current(student)
             raise SnapshotNotFound(student.student_id, day)
         return mastery

@@ -101,6 +101,7 @@ class StudentUpdate:
         return StudentChange(
             student=self._loaded.student,
             expected_version=self._loaded.state.event_count,
+            expected_rebuilds=self._loaded.rebuilds,
             state=self._timeline.state,
             base=base,
             log_start_time=log_start_time,

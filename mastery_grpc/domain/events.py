@@ -17,6 +17,8 @@ MAX_TEXT = 255
 MAX_COUNT = 2**31 - 1
 MAX_TIME_SPENT = 366 * 24 * 3600
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+OUT_OF_TIME = "must be from 1970-01-01T00:00:00Z to 9999-12-31T23:59:59Z"
 _is_identifier = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
@@ -193,8 +195,8 @@ class LearningEvent:
         yield from student_violations(self.student)
         if self.event_time.tzinfo is not UTC:
             yield Violation("event_time", "must be in UTC")
-        elif self.event_time < EARLIEST:
-            yield Violation("event_time", "must not be before 1970-01-01")
+        elif not EARLIEST <= self.event_time <= LATEST:
+            yield Violation("event_time", OUT_OF_TIME)
         yield from _text("source", self.source)
         yield from _text("course_id", self.course_id)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PREFIX = "dlq-"
 ATTEMPT_COUNT = "dlq-attempt-count"
 MAX_ERROR_MESSAGE = 1000
+LONGEST_ATTEMPT_COUNT = 9
+"""Digits; what is longer was not written here, and Python refuses to read numbers of thousands."""
 
 
 class PoisonRecord(MasteryError):
@@ -55,7 +57,8 @@ def dead_letter(message: Message, error: MasteryError, *, topics: Topics, now: d
 def _earlier_attempts(headers: Headers) -> int:
     """Returns how often the record was a dead letter before, if it says so in a number."""
     stated = [value or b"" for name, value in headers if name == ATTEMPT_COUNT]
-    return int(stated[-1]) if stated and stated[-1].isdigit() else 0
+    is_count = bool(stated) and stated[-1].isdigit() and len(stated[-1]) <= LONGEST_ATTEMPT_COUNT
+    return int(stated[-1]) if is_count else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

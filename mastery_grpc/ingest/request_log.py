@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import KafkaError, Message
 
+    from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.domain.events import LearningEvent
     from mastery_grpc.ingest.topics import KafkaAccess
 
@@ -48,8 +49,9 @@ class _Appending:
 class KafkaRequestLog:
     """Implements `RequestLog`: an append returns once all in-sync replicas have the events."""
 
-    def __init__(self, access: KafkaAccess, *, timeout: float) -> None:
+    def __init__(self, access: KafkaAccess, *, timeout: float, breaker: CircuitBreaker) -> None:
         """`timeout` in seconds is how long the broker may take before it counts as away."""
+        self._breaker = breaker
         self._topic = access.topics.requests
         self._producer = Producer(
             access.client(
@@ -64,6 +66,16 @@ class KafkaRequestLog:
         self._reports.start()
 
     async def append(self, events: Sequence[LearningEvent]) -> list[str]:
+        async with self._breaker.guard():
+            return await self._append(events)
+
+    def close(self) -> None:
+        """Delivers what is under way, as long as its timeout allows."""
+        self._producer.flush()
+        self._closing.set()
+        self._reports.join()
+
+    async def _append(self, events: Sequence[LearningEvent]) -> list[str]:
         loop = asyncio.get_running_loop()
         appended: asyncio.Future[list[str]] = loop.create_future()
 
@@ -88,12 +100,6 @@ class KafkaRequestLog:
         except (BufferError, KafkaException) as error:
             raise BrokerUnavailable(f"kafka: {error}") from error
         return await appended
-
-    def close(self) -> None:
-        """Delivers what is under way, as long as its timeout allows."""
-        self._producer.flush()
-        self._closing.set()
-        self._reports.join()
 
     def _serve_reports(self) -> None:
         while not self._closing.is_set():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.005
 """How long a batch that has begun waits for more: next to nothing, so that a lone event need not wait."""
 PUBLISH_TIMEOUT = 30.0
+UNLIMITED = 1_000_000_000
+"""Bytes, librdkafka's most. It counts before compression, and would refuse what the broker had taken."""
 # librdkafka's own codes are public there and carry an underscore here.
 NOT_DELIVERED: int = KafkaError._MSG_TIMED_OUT  # noqa: SLF001
 ASSIGNMENT_LOST: int = KafkaError._ASSIGNMENT_LOST  # noqa: SLF001
@@ -62,7 +64,7 @@ class KafkaSession:
             )
         )
         properties = access.client(
-            enable_idempotence=True, linger_ms=0, compression_type="lz4", message_max_bytes=MAX_RECORD_BYTES
+            enable_idempotence=True, linger_ms=0, compression_type="lz4", message_max_bytes=UNLIMITED
         )
         if transactional:
             # The name may be new each time: a zombie is fenced by the generation of its group membership.

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 MAX_RECORD_BYTES = 2 * 1024 * 1024
-"""Dead letters are larger than what they were made from: a request of 1 MB and its headers must fit."""
+"""As the broker counts: of a compressed record what is left of it."""
+MAX_DEAD_LETTER_BYTES = 4 * MAX_RECORD_BYTES
+"""Dead letters are larger than what they were made from: by their headers, or because the producer's compression
+was better than ours. One that did not fit would come again for ever, and nothing behind it."""
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,7 @@ class KafkaAccess:
 class _TopicPlan:
     partitions: int
     retention: timedelta
+    max_bytes: int = MAX_RECORD_BYTES
 
 
 def create_topics(access: KafkaAccess, *, replication_factor: int = -1, timeout: float = 30.0) -> list[str]:
@@ -64,24 +68,24 @@ def create_topics(access: KafkaAccess, *, replication_factor: int = -1, timeout:
     plans = {
         topics.requests: _TopicPlan(6, timedelta(days=1)),
         topics.results: _TopicPlan(6, timedelta(days=2)),
-        topics.dead_letters: _TopicPlan(3, timedelta(days=30)),
+        topics.dead_letters: _TopicPlan(3, timedelta(days=30), MAX_DEAD_LETTER_BYTES),
     }
-    futures: dict[str, Future[None]] = AdminClient(access.client()).create_topics(
-        [
-            NewTopic(
-                name,
-                num_partitions=plan.partitions,
-                replication_factor=replication_factor,
-                config={
-                    "retention.ms": str(plan.retention // timedelta(milliseconds=1)),
-                    "max.message.bytes": str(MAX_RECORD_BYTES),
-                },
-            )
-            for name, plan in plans.items()
-        ],
-        operation_timeout=timeout,
-    )
-    return [name for name, future in futures.items() if _is_created(future)]
+    wanted = [
+        NewTopic(
+            name,
+            num_partitions=plan.partitions,
+            replication_factor=replication_factor,
+            config={
+                "retention.ms": str(plan.retention // timedelta(milliseconds=1)),
+                "max.message.bytes": str(plan.max_bytes),
+            },
+        )
+        for name, plan in plans.items()
+    ]
+    # The client must outlive its answers: they are lost with it.
+    with AdminClient(access.client()) as admin:
+        futures: dict[str, Future[None]] = admin.create_topics(wanted, operation_timeout=timeout)
+        return [name for name, future in futures.items() if _is_created(future)]
 
 
 def _is_created(future: Future[None]) -> bool:

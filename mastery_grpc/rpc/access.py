@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
+LONGEST_ID = 64
+
 
 class PermissionDenied(Exception):
     """A caller who may not do this. `reason` is the name of an ErrorReason; never tells what exists."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, **metadata: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self.metadata = metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,10 @@ def reachable_school(caller: Caller, requested: str) -> str:
     if requested in ("", caller.school_id):
         return caller.school_id
     if caller.school_id:
-        raise PermissionDenied("OTHER_SCHOOL", "the token is confined to another school")
+        # Not validated yet, hence of any length, which the trailers of a call are not.
+        raise PermissionDenied(
+            "OTHER_SCHOOL", "the token is confined to another school", school_id=requested[:LONGEST_ID]
+        )
     return requested
 
 
@@ -55,16 +61,22 @@ class AccessRule:
             Role(access_pb2.Role.Name(role).removeprefix("ROLE_").lower()) for role in access.roles
         )
         self._self_field = access.self_field
+        self._method = f"{method.containing_service.full_name}/{method.name}"
 
     def admit(self, caller: Caller, request: Message | None) -> Call:
         """Returns the call that the caller may make. Raises PermissionDenied."""
         if caller.role not in self._roles:
-            raise PermissionDenied("ROLE_NOT_ALLOWED", f"not for the role {caller.role.value!r}")
+            role = caller.role.value
+            raise PermissionDenied(
+                "ROLE_NOT_ALLOWED", f"not for the role {role!r}", role=role, method=self._method
+            )
         if request is None:
             return Call(caller, caller.school_id)
         if caller.role is Role.STUDENT and self._self_field:
             named = getattr(request, self._self_field)
             ids = [named] if isinstance(named, str) else list(named)
             if any(student_id != caller.subject for student_id in ids):
-                raise PermissionDenied("NOT_OWN_RECORD", "students may ask about themselves only")
+                raise PermissionDenied(
+                    "NOT_OWN_RECORD", "students may ask about themselves only", field=self._self_field
+                )
         return Call(caller, reachable_school(caller, getattr(request, "school_id", "")))

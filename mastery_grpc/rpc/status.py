@@ -25,9 +25,13 @@ from mastery_grpc.rpc.access import PermissionDenied
 from mastery_grpc.rpc.authentication import Unauthenticated
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from google.protobuf.message import Message
 
 DOMAIN = "mastery.v1"
+MOST_VIOLATIONS = 20
+"""Listed in one status: it travels in the trailers of a call, of which clients take 8 KiB."""
 
 log = structlog.get_logger(__name__)
 
@@ -55,12 +59,32 @@ def status_of(error: Exception) -> status_pb2.Status:
     if isinstance(error, Unauthenticated):
         return _status(code_pb2.UNAUTHENTICATED, error.reason, str(error))
     if isinstance(error, PermissionDenied):
-        return _status(code_pb2.PERMISSION_DENIED, error.reason, str(error))
+        return _status(code_pb2.PERMISSION_DENIED, error.reason, str(error), metadata=error.metadata)
     if (entry := _TABLE.get(type(error))) is None:
         log.error("unexpected error", exc_info=error)
         return _status(code_pb2.INTERNAL, "INTERNAL", "internal error")
     code, reason = entry
-    return _status(code, reason, _MESSAGES.get(type(error), str(error)), *_details(error))
+    return _status(code, reason, _message(error), *_details(error), metadata=_metadata(error))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, InvalidInput) and len(error.violations) > MOST_VIOLATIONS:
+        listed = "; ".join(map(str, error.violations[:MOST_VIOLATIONS]))
+        return f"{listed}; and {len(error.violations) - MOST_VIOLATIONS} more"
+    return _MESSAGES.get(type(error), str(error))
+
+
+def _metadata(error: Exception) -> dict[str, str]:
+    match error:
+        case InvalidInput():
+            return {"field": error.violations[0].field}
+        case StudentNotFound():
+            return {"student_id": error.resource_name}
+        case SnapshotNotFound():
+            student_id, _, day = error.resource_name.partition("/")
+            return {"student_id": student_id, "date": day}
+        case _:
+            return {}
 
 
 def _details(error: Exception) -> list[Message]:
@@ -68,7 +92,7 @@ def _details(error: Exception) -> list[Message]:
         case InvalidInput():
             violations = [
                 error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.reason)
-                for violation in error.violations
+                for violation in error.violations[:MOST_VIOLATIONS]
             ]
             return [error_details_pb2.BadRequest(field_violations=violations)]
         case NotFound():
@@ -85,8 +109,10 @@ def _details(error: Exception) -> list[Message]:
             return []
 
 
-def _status(code: int, reason: str, message: str, *details: Message) -> status_pb2.Status:
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+def _status(
+    code: int, reason: str, message: str, *details: Message, metadata: Mapping[str, str] | None = None
+) -> status_pb2.Status:
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
     packed = []
     for detail in (info, *details):
         any_message = AnyMessage()

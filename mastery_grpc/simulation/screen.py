@@ -115,8 +115,13 @@ class ClassScreen:
             self._events += events
             self._sample_rate()
             self._has_news = True
-            due = not self._is_live and self._clock() - self._last_line >= PLAIN_LINE_SECONDS
-            line = self._next_line() if due else None
+        self.print_due()
+
+    def print_due(self) -> None:
+        """Print the next plain line if there is news and two seconds have passed; a live table does nothing."""
+        with self._lock:
+            is_due = self._clock() - self._last_line >= PLAIN_LINE_SECONDS
+            line = self._next_line() if is_due and self._has_news and not self._is_live else None
         if line is not None:
             _print_plain(self._console, line)
 

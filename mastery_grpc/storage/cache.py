@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from mastery_grpc.domain.student import Mastery
 
 
+class _ReadUnderWay:
+    """What was announced while a read is under way: its answer may be older and must not be kept."""
+
+    def __init__(self) -> None:
+        self.changed: set[StudentKey] = set()
+        self.missed = False
+
+
 class CachedMasteryReader:
     """Reads through an LRU cache whose entries live for a bounded time and are dropped when announced.
 
@@ -26,10 +34,9 @@ class CachedMasteryReader:
         """`lifetime` in seconds, by the monotonic `timer`."""
         self._reader = reader
         self._entries: TTLCache[StudentKey, Mastery] = TTLCache(capacity, lifetime, timer)
-        # Changes announced while a read is under way: its answer may be older and must not be kept.
-        self._reads_under_way = 0
-        self._changed_meanwhile: set[StudentKey] = set()
-        self._missed_meanwhile = False
+        # Each has notes of its own: under load reads always overlap, and no moment would be right to clear
+        # notes that they shared.
+        self._reads_under_way: set[_ReadUnderWay] = set()
 
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
         found = [self._entries.get(student) for student in students]
@@ -43,24 +50,24 @@ class CachedMasteryReader:
     def drop(self, student: StudentKey) -> None:
         """Forgets one student, because his mastery was announced to have changed."""
         self._entries.pop(student, None)
-        if self._reads_under_way:
-            self._changed_meanwhile.add(student)
+        for read in self._reads_under_way:
+            read.changed.add(student)
 
     def clear(self) -> None:
         """Forgets everybody, because announcements may have been missed."""
         self._entries.clear()
-        self._missed_meanwhile = self._reads_under_way > 0
+        for read in self._reads_under_way:
+            read.missed = True
 
     async def _read(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
-        self._reads_under_way += 1
+        read = _ReadUnderWay()
+        self._reads_under_way.add(read)
         try:
             masteries = await self._reader.read_masteries(students)
-            for student, mastery in zip(students, masteries, strict=True):
-                if mastery and not self._missed_meanwhile and student not in self._changed_meanwhile:
-                    self._entries[student] = mastery
         finally:
-            self._reads_under_way -= 1
-            if not self._reads_under_way:
-                self._changed_meanwhile.clear()
-                self._missed_meanwhile = False
+            self._reads_under_way.discard(read)
+        if not read.missed:
+            for student, mastery in zip(students, masteries, strict=True):
+                if mastery and student not in read.changed:
+                    self._entries[student] = mastery
         return masteries

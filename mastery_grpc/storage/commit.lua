@@ -3,7 +3,7 @@
 -- KEYS  1 current mastery   2 event log   3 activity   4 prediction   5 path
 --       then the processing record of each event
 --       then, for each day, the snapshot and its completion, quiz, quality and consistency
--- ARGV  1 the version that the update was computed from, 0 for a new student
+-- ARGV  1 the revision that the update was computed from, as version.rebuilds; 0.0 for a new student
 --       2 current mastery (JSON)   3 activity (JSON)   4 channel   5 announcement (JSON)
 --       6-9 seconds to live: event log, processing records, activity, snapshots
 --       10 number of events   11 number of days
@@ -14,7 +14,8 @@
 
 local stored = redis.call('GET', KEYS[1])
 local version = stored and string.match(stored, '^{"version":(%d+)') or '0'
-if version ~= ARGV[1] then
+local rebuilds = stored and string.match(stored, '^{"version":%d+,"rebuilds":(%d+)') or '0'
+if version .. '.' .. rebuilds ~= ARGV[1] then
   return 0
 end
 

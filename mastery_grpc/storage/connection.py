@@ -29,12 +29,15 @@ _PASSING = (
     exceptions.ReadOnlyError,
     exceptions.ClusterDownError,
     exceptions.ClusterError,
+    exceptions.RedisClusterException,  # no node answers; its other uses are calls that we do not make
     exceptions.MasterDownError,
     exceptions.TryAgainError,
     exceptions.OutOfMemoryError,
     exceptions.NoScriptError,
     OSError,
 )
+# Passing as well, but the driver has no class for them: a long script runs, the disk is full, replicas lack.
+_PASSING_CODES = ("BUSY", "MISCONF", "NOREPLICAS")
 
 
 class _PackedInC(Connection):
@@ -71,19 +74,26 @@ def storage_errors() -> Iterator[None]:
         yield
     except _PASSING as error:
         raise StorageUnavailable(f"redis: {type(error).__name__}") from error
+    except exceptions.ResponseError as error:
+        code, _, _ = str(error).partition(" ")
+        if code not in _PASSING_CODES:
+            raise
+        raise StorageUnavailable(f"redis: {code}") from error
 
 
 async def run_pipeline(client: RedisClient, commands: Sequence[Command]) -> list[Any]:
     """Runs commands in one round trip (one per node in a cluster); returns the replies, errors included."""
-    pipeline: Any = client.pipeline(transaction=False)
-    for command in commands:
-        pipeline.execute_command(*command)
-    replies: list[Any] = await pipeline.execute(raise_on_error=False)
-    return replies
+    with storage_errors():
+        pipeline: Any = client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
 
 
 def raise_first_error(replies: Sequence[Any]) -> None:
     """Raises the first error among the replies of a pipeline."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
+    with storage_errors():
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply

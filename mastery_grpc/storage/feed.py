@@ -102,16 +102,17 @@ class RedisMasteryFeed:
                 with storage_errors():
                     await self._listen()
             except StorageUnavailable as error:
+                # What is cached stays: better 30 s old than nothing, while the storage is away.
                 log.warning("announcements interrupted", error=str(error))
-                self._lose()
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:
+        await self._client.initialize()  # a cluster's pubsub must know the slots before its first command
         async with self._client.pubsub() as pubsub:
             await pubsub.subscribe(keys.ANNOUNCEMENTS)
             async for message in pubsub.listen():
                 if message["type"] == "subscribe":
-                    self._lose()  # what was announced before this moment was not heard
+                    self._begin_anew()
                 elif message["type"] == "message":
                     self._hear(message["data"])
 
@@ -125,7 +126,8 @@ class RedisMasteryFeed:
             for subscription in subscriptions:
                 subscription.push(mastery)
 
-    def _lose(self) -> None:
+    def _begin_anew(self) -> None:
+        """What was announced before this moment was not heard: nobody may rely on what he has."""
         self._cache.clear()
         for subscriptions in self._subscriptions.values():
             for subscription in subscriptions:

@@ -5,17 +5,22 @@ The braces make all keys of a student share one Redis Cluster slot, so that one 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from mastery_grpc.domain.events import StudentKey
+
 if TYPE_CHECKING:
     from datetime import date
 
-    from mastery_grpc.domain.events import StudentKey
-
 ANNOUNCEMENTS = "mastery:announcements"
 """The channel on which every committed mastery is published, as its JSON."""
+
+_is_current_mastery = re.compile(
+    r"(school:(?P<school>[^:]+):)?student:\{(?P<student>[^}]+)\}:profile:current_mastery"
+).fullmatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,18 @@ class Retention:
 def current_mastery(student: StudentKey) -> str:
     """Returns the key of the current mastery and the state behind it; it never expires."""
     return f"{_student(student)}:profile:current_mastery"
+
+
+def current_masteries(school_id: str | None) -> str:
+    """Returns the glob of the keys of all current masteries, or of one school's; "" is the default school."""
+    school = "*" if school_id is None else f"school:{school_id}:" if school_id else ""
+    return f"{school}student:{{*}}:profile:current_mastery"
+
+
+def student_of(current_mastery_key: bytes) -> StudentKey | None:
+    """Returns whose current mastery a key is, None for a key of another kind."""
+    found = _is_current_mastery(current_mastery_key.decode(errors="replace"))
+    return found and StudentKey(found["student"], found["school"] or "")
 
 
 def snapshot(student: StudentKey, day: date) -> str:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.ports import LoadedStudent, LoggedEvent
+from mastery_grpc.application.ports import (
+    LoadedStudent,
+    LoggedEvent,
+    Revision,
+    StoredDay,
+    StoredMasteries,
+    StudentChange,
+    StudentHistory,
+)
+from mastery_grpc.domain.student import EMPTY_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import date, datetime
 
-    from mastery_grpc.application.ports import ProcessingRecord, StudentChange
+    from mastery_grpc.application.ports import ProcessingRecord, StudentRewrite
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.student import Mastery
 
@@ -46,6 +55,30 @@ class MemoryStudentRepository:
     async def read_snapshot(self, student: StudentKey, day: date) -> Mastery | None:
         return self._snapshots.get((student, day))
 
+    async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
+        return [self._history(student) for student in students]
+
+    async def load_masteries(self, wanted: Mapping[StudentKey, Sequence[date]]) -> list[StoredMasteries]:
+        return [
+            StoredMasteries(
+                self._revision(student),
+                self._changes[student].mastery if student in self._changes else None,
+                {
+                    day: StoredDay(mastery, mastery.components)
+                    for day in days
+                    if (mastery := self._snapshots.get((student, day))) is not None
+                },
+            )
+            for student, days in wanted.items()
+        ]
+
+    async def rewrite(self, rewrites: Sequence[StudentRewrite]) -> list[bool]:
+        return [self._rewrite(rewrite) for rewrite in rewrites]
+
+    async def walk(self, school_id: str | None = None) -> AsyncIterator[list[StudentKey]]:
+        if found := [student for student in self._changes if school_id in (None, student.school_id)]:
+            yield found
+
     async def ping(self) -> None:
         return None
 
@@ -59,13 +92,29 @@ class MemoryStudentRepository:
             state=change.state,
             base=change.base,
             log_start_time=change.log_start_time,
+            rebuilds=change.expected_rebuilds,
             processed=processed,
         )
 
+    def _history(self, student: StudentKey) -> StudentHistory:
+        change = self._changes.get(student)
+        return StudentHistory(
+            student=student,
+            revision=self._revision(student),
+            state=change.state if change else None,
+            base=change.base if change else EMPTY_STATE,
+            log_start_time=change.log_start_time if change else None,
+            log=list(self._logs[student]),
+        )
+
+    def _revision(self, student: StudentKey) -> Revision:
+        change = self._changes.get(student)
+        return Revision(change.mastery.version, change.expected_rebuilds) if change else Revision()
+
     def _commit(self, change: StudentChange) -> bool:
-        student, stored = change.student, self._changes.get(change.student)
+        student = change.student
         processed = self._processed[student]
-        if (stored.state.event_count if stored else 0) != change.expected_version:
+        if self._revision(student) != (change.expected_version, change.expected_rebuilds):
             return False
         if any(applied.event.event_id in processed for applied in change.applied):
             return False
@@ -78,4 +127,24 @@ class MemoryStudentRepository:
         for day, mastery in change.snapshots.items():
             self._snapshots[student, day] = mastery
         self._announce(change.mastery)
+        return True
+
+    def _rewrite(self, rewrite: StudentRewrite) -> bool:
+        student, (version, rebuilds) = rewrite.student, rewrite.expected
+        if self._revision(student) != rewrite.expected:
+            return False
+        self._changes[student] = StudentChange(
+            student=student,
+            expected_version=version,
+            expected_rebuilds=rebuilds + 1,
+            state=rewrite.state,
+            base=rewrite.base,
+            log_start_time=rewrite.log_start_time,
+            mastery=rewrite.mastery,
+            snapshots=rewrite.snapshots,
+            applied=(),
+        )
+        for day, mastery in rewrite.snapshots.items():
+            self._snapshots[student, day] = mastery
+        self._announce(rewrite.mastery)
         return True

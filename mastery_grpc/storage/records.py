@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from mastery_grpc.application.ports import LoadedStudent, ProcessingRecord, StudentChange
+from mastery_grpc.application.ports import (
+    LoadedStudent,
+    LoggedEvent,
+    ProcessingRecord,
+    Revision,
+    StoredDay,
+    StudentChange,
+    StudentHistory,
+    StudentRewrite,
+)
+from mastery_grpc.domain.scoring import Components
 from mastery_grpc.domain.student import EMPTY_STATE, Mastery, StudentState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mastery_grpc.domain.events import StudentKey
 
 
@@ -29,6 +42,7 @@ class _StoredFold:
     """The part of the current mastery that a writer reads."""
 
     fold: _Fold
+    rebuilds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,7 @@ _encode = msgspec.json.Encoder().encode
 _mastery_decoder = msgspec.json.Decoder(Mastery)
 _fold_decoder = msgspec.json.Decoder(_StoredFold)
 _record_decoder = msgspec.json.Decoder(ProcessingRecord)
+_revision_of = re.compile(rb'\{"version":(\d+)(?:,"rebuilds":(\d+))?').match  # as the scripts read it
 
 
 def encode_mastery(mastery: Mastery) -> bytes:
@@ -59,10 +74,16 @@ def decode_mastery(value: bytes) -> Mastery:
     return _mastery_decoder.decode(value)
 
 
-def encode_current(change: StudentChange, mastery_json: bytes) -> bytes:
-    """Returns the current mastery: the mastery's JSON with the fold behind it as one more field."""
+def encode_current(change: StudentChange | StudentRewrite, mastery_json: bytes, *, rebuilds: int) -> bytes:
+    """Returns the current mastery: the mastery's JSON with the fold behind it as one more field.
+
+    `rebuilds`, if there were any, stand behind the version, so that a script can read both.
+    """
     base = change.base if change.base.event_count else None
     fold = _encode(_Fold(change.state, base, change.log_start_time))
+    if rebuilds:
+        version, _, rest = mastery_json.partition(b",")
+        mastery_json = b'%b,"rebuilds":%d,%b' % (version, rebuilds, rest)
     return mastery_json[:-1] + b',"fold":' + fold + b"}"
 
 
@@ -72,14 +93,57 @@ def decode_current(
     """Returns what a current mastery says to a writer; None is a student not seen before."""
     if value is None:
         return LoadedStudent(student=student, processed=processed)
-    fold = _fold_decoder.decode(value).fold
+    stored = _fold_decoder.decode(value)
+    fold = stored.fold
     return LoadedStudent(
         student=student,
         state=fold.state,
         base=fold.base or EMPTY_STATE,
         log_start_time=fold.log_start_time,
+        rebuilds=stored.rebuilds,
         processed=processed,
     )
+
+
+def revision_of(value: bytes | None) -> Revision:
+    """Returns the revision of a current mastery, whatever else can be read of it."""
+    if value is None or (found := _revision_of(value)) is None:
+        return Revision()
+    return Revision(int(found[1]), int(found[2] or 0))
+
+
+def decode_history(student: StudentKey, value: bytes | None, log: Sequence[LoggedEvent]) -> StudentHistory:
+    """Returns what a current mastery and the log say to a rebuild; the first may be anything."""
+    try:
+        fold = None if value is None else _fold_decoder.decode(value).fold
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        fold = None
+    return StudentHistory(
+        student=student,
+        revision=revision_of(value),
+        state=fold.state if fold else None,
+        base=(fold.base if fold else None) or EMPTY_STATE,
+        log_start_time=fold.log_start_time if fold else None,
+        log=log,
+    )
+
+
+def mastery_if_readable(value: bytes | None) -> Mastery | None:
+    """Returns the mastery in a JSON text, None if there is none or it cannot be read."""
+    try:
+        return None if value is None else decode_mastery(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def decode_day(snapshot: bytes | None, *scores: bytes | None) -> StoredDay:
+    """Returns a day's snapshot and the four scores beside it; each of them may be anything."""
+    try:
+        completion, quiz, quality, consistency = (float(score or b"") for score in scores)
+    except ValueError:
+        return StoredDay(mastery_if_readable(snapshot))
+    components = Components(completion=completion, quiz=quiz, quality=quality, consistency=consistency)
+    return StoredDay(mastery_if_readable(snapshot), components)
 
 
 def encode_activity(state: StudentState) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -11,28 +12,53 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoScriptError
 
 from mastery_grpc.application.event_json import decode_event, encode_event
-from mastery_grpc.application.ports import LoadedStudent, LoggedEvent
+from mastery_grpc.application.ports import (
+    LoadedStudent,
+    LoggedEvent,
+    Revision,
+    StoredMasteries,
+    StudentHistory,
+)
+from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import raise_first_error, run_pipeline, storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from datetime import date, timedelta
 
-    from mastery_grpc.application.ports import StudentChange
+    from mastery_grpc.application.circuit_breaker import CircuitBreaker
+    from mastery_grpc.application.ports import StudentChange, StudentRewrite
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.student import Mastery
     from mastery_grpc.storage.connection import Command, RedisClient
 
-_COMMIT = files("mastery_grpc.storage").joinpath("commit.lua").read_text()
-_COMMIT_SHA = hashlib.sha1(_COMMIT.encode(), usedforsecurity=False).hexdigest()  # how EVALSHA names a script
+WALK_PORTION = 500
+"""Keys that one step of a walk looks at."""
+
+
+class _Script:
+    """A script, and the name by which EVALSHA calls it."""
+
+    def __init__(self, name: str) -> None:
+        self.text = files("mastery_grpc.storage").joinpath(name).read_text()
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_COMMIT = _Script("commit.lua")
+_REWRITE = _Script("rewrite.lua")
 
 
 class RedisStudentRepository:
     """Implements `StudentRepository`."""
 
-    def __init__(self, client: RedisClient, *, retention: keys.Retention) -> None:
+    def __init__(
+        self, client: RedisClient, *, retention: keys.Retention, breaker: CircuitBreaker | None = None
+    ) -> None:
+        """With a breaker, calls are refused at once while Redis is away; without, each finds out for itself."""
         self._client = client
+        self._snapshot_lifetime = _seconds(retention.snapshots)
+        self._guard = nullcontext if breaker is None else breaker.guard
         self._lifetimes = [
             _seconds(lifetime)
             for lifetime in (
@@ -66,13 +92,65 @@ class RedisStudentRepository:
         return [[_logged_event(entry_id, fields) for entry_id, fields in reply] for reply in replies]
 
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
-        arguments = [self._commit_arguments(change) for change in changes]
+        return await self._run_script(_COMMIT, [self._commit_arguments(change) for change in changes])
+
+    async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
+        commands: list[Command] = []
+        for student in students:
+            commands += ("GET", keys.current_mastery(student)), ("XRANGE", keys.event_log(student), "-", "+")
+        replies = iter(await self._run(commands))
+        return [
+            records.decode_history(student, current, list(_readable(entries)))
+            for student, current, entries in zip(students, replies, replies, strict=True)
+        ]
+
+    async def load_masteries(self, wanted: Mapping[StudentKey, Sequence[date]]) -> list[StoredMasteries]:
+        # One MGET per student: all of one moment.
+        replies = await self._run(
+            [
+                ("MGET", keys.current_mastery(student), *(key for day in days for key in _day_keys(student, day)))
+                for student, days in wanted.items()
+            ]
+        )
+        stored = []
+        for days, (current, *found) in zip(wanted.values(), replies, strict=True):
+            by_day = {day: found[5 * index : 5 * index + 5] for index, day in enumerate(days)}
+            stored.append(
+                StoredMasteries(
+                    records.revision_of(current),
+                    records.mastery_if_readable(current),
+                    {
+                        day: records.decode_day(*values)
+                        for day, values in by_day.items()
+                        if any(value is not None for value in values)
+                    },
+                )
+            )
+        return stored
+
+    async def rewrite(self, rewrites: Sequence[StudentRewrite]) -> list[bool]:
+        return await self._run_script(_REWRITE, [self._rewrite_arguments(rewrite) for rewrite in rewrites])
+
+    async def walk(self, school_id: str | None = None) -> AsyncIterator[list[StudentKey]]:
+        portion: list[StudentKey] = []
         with storage_errors():
-            replies = await run_pipeline(self._client, [("EVALSHA", _COMMIT_SHA, *args) for args in arguments])
+            # In a cluster this visits every master.
+            async for key in self._client.scan_iter(keys.current_masteries(school_id), count=WALK_PORTION):
+                if (student := keys.student_of(key)) is not None:
+                    portion.append(student)
+                if len(portion) == WALK_PORTION:
+                    yield portion
+                    portion = []
+        if portion:
+            yield portion
+
+    async def _run_script(self, script: _Script, arguments: Sequence[list[Any]]) -> list[bool]:
+        async with self._guard():
+            replies = await run_pipeline(self._client, [("EVALSHA", script.sha, *args) for args in arguments])
             unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if unknown:  # a node that started or took over a moment ago; EVAL teaches it the script
                 again = await run_pipeline(
-                    self._client, [("EVAL", _COMMIT, *arguments[index]) for index in unknown]
+                    self._client, [("EVAL", script.text, *arguments[index]) for index in unknown]
                 )
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
@@ -88,11 +166,12 @@ class RedisStudentRepository:
         return None if reply is None else records.decode_mastery(reply)
 
     async def ping(self) -> None:
-        with storage_errors():
-            await self._client.ping()
+        async with self._guard():
+            with storage_errors():
+                await self._client.ping()
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        with storage_errors():
+        async with self._guard():
             replies = await run_pipeline(self._client, commands)
             raise_first_error(replies)
         return replies
@@ -109,8 +188,8 @@ class RedisStudentRepository:
             keys.path(student),
         ]
         arguments: list[Any] = [
-            change.expected_version,
-            records.encode_current(change, mastery_json),
+            _revision(Revision(change.expected_version, change.expected_rebuilds)),
+            records.encode_current(change, mastery_json, rebuilds=change.expected_rebuilds),
             records.encode_activity(change.state),
             keys.ANNOUNCEMENTS,
             mastery_json,
@@ -122,22 +201,55 @@ class RedisStudentRepository:
             script_keys.append(keys.processed(student, applied.event.event_id))
             arguments += encode_event(applied.event), records.encode_record(applied.record)
         for day, mastery in change.snapshots.items():
-            key, scores = keys.snapshot(student, day), mastery.components
-            script_keys += (
-                key,
-                f"{key}:completion",
-                f"{key}:quiz",
-                f"{key}:quality",
-                f"{key}:consistency",
-            )
-            arguments += (
-                mastery_json if mastery is change.mastery else records.encode_mastery(mastery),
-                scores.completion,
-                scores.quiz,
-                scores.quality,
-                scores.consistency,
+            script_keys += _day_keys(student, day)
+            arguments += _day_values(
+                mastery, mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
             )
         return [len(script_keys), *script_keys, *arguments, *change.forgotten]
+
+    def _rewrite_arguments(self, rewrite: StudentRewrite) -> list[Any]:
+        """Returns the number of keys, the keys and the arguments of the rewrite script."""
+        student = rewrite.student
+        mastery_json = records.encode_mastery(rewrite.mastery)
+        script_keys = [
+            keys.current_mastery(student),
+            keys.activity(student),
+            keys.prediction(student),
+            keys.path(student),
+        ]
+        arguments: list[Any] = [
+            _revision(rewrite.expected),
+            records.encode_current(rewrite, mastery_json, rebuilds=rewrite.expected.rebuilds + 1),
+            records.encode_activity(rewrite.state),
+            keys.ANNOUNCEMENTS,
+            mastery_json,
+            self._snapshot_lifetime,
+        ]
+        for day, mastery in rewrite.snapshots.items():
+            script_keys += _day_keys(student, day)
+            arguments += _day_values(mastery, records.encode_mastery(mastery))
+        return [len(script_keys), *script_keys, *arguments]
+
+
+def _revision(revision: Revision) -> str:
+    return f"{revision.version}.{revision.rebuilds}"
+
+
+def _day_keys(student: StudentKey, day: date) -> tuple[str, ...]:
+    """Returns the keys of a day's snapshot and of its four scores."""
+    key = keys.snapshot(student, day)
+    return key, f"{key}:completion", f"{key}:quiz", f"{key}:quality", f"{key}:consistency"
+
+
+def _day_values(mastery: Mastery, mastery_json: bytes) -> tuple[Any, ...]:
+    scores = mastery.components
+    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency
+
+
+def _readable(entries: Any) -> Iterator[LoggedEvent]:
+    for entry_id, fields in entries:
+        with suppress(InvalidInput, KeyError):
+            yield _logged_event(entry_id, fields)
 
 
 def _logged_event(entry_id: bytes, fields: Any) -> LoggedEvent:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -18,16 +18,23 @@ from grpc_status import rpc_status
 
 from mastery.v1 import events_pb2, mastery_pb2
 from mastery.v1 import mastery_service_pb2 as pb
-from mastery.v1.mastery_service_pb2_grpc import MasteryServiceAsyncStub, MasteryServiceStub
+from mastery.v1.mastery_service_pb2_grpc import MasteryServiceStub
 from mastery_grpc.app import MASTERY_SERVICE, running_server
 from mastery_grpc.rpc.authentication import Caller, Role, issue_token
 from mastery_grpc.settings import Settings
 from tests.builders import at, event_id
 
-SECRET = "a-secret-that-only-the-tests-sign-with"
+if TYPE_CHECKING:
+    from mastery.v1.mastery_service_pb2_grpc import MasteryServiceAsyncStub
+
+SECRET = "a-secret-that-only-the-tests-sign-with-and-long-enough-for-any-algorithm"
 SERVICE_NAME = MASTERY_SERVICE.full_name
 DEADLINE = 10.0
 """Of every call of the tests, in seconds: none waits for ever."""
+
+PATIENCE = 2.0
+"""Of a watcher to whom nothing is said, in seconds: long enough to be refused on a busy machine."""
+STREAMS = {"StreamEvents", "WatchMastery"}
 
 Metadata = tuple[tuple[str, str], ...]
 DETAILS: tuple[type[Message], ...] = (
@@ -81,7 +88,7 @@ class Client:
         self, events: Iterable[events_pb2.LearningEvent] | None = None
     ) -> "grpc.aio.StreamStreamCall[pb.StreamEventsRequest, pb.StreamEventsResponse]":
         """Sends these events and ends; without any it stays open to be written to."""
-        requests = None if events is None else [pb.StreamEventsRequest(event=event) for event in events]
+        requests = None if events is None else (pb.StreamEventsRequest(event=event) for event in events)
         return self.stub.StreamEvents(requests, metadata=self.metadata, timeout=30)
 
     def watch(self, *student_ids: str) -> "grpc.aio.UnaryStreamCall[Any, pb.WatchMasteryResponse]":
@@ -89,25 +96,25 @@ class Client:
             pb.WatchMasteryRequest(student_ids=student_ids), metadata=self.metadata, timeout=30
         )
 
-    async def send(self, method: str, request: Message | bytes, *, timeout: float = DEADLINE) -> bytes:
-        """Makes any call and returns the first answer, as bytes; a watcher leaves after half a second."""
+    async def send(self, method: str, request: Message | bytes, *, deadline: float = DEADLINE) -> bytes:
+        """Makes any call and returns the first answer, as bytes; none from a watcher who waits in vain."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
         path = f"/{SERVICE_NAME}/{method}"
+        terms: dict[str, Any] = {"metadata": self.metadata, "timeout": deadline}
+        channel: Any = self.channel
+        if method not in STREAMS:
+            return bytes(await channel.unary_unary(path)(data, **terms))
         if method == "StreamEvents":
-            async for answer in self.channel.stream_stream(path)([data], metadata=self.metadata, timeout=timeout):
-                return bytes(answer)
+            call = channel.stream_stream(path)(iter([data]), **terms)
+        else:
+            call = channel.unary_stream(path)(data, **terms)
+        try:
+            async with asyncio.timeout(PATIENCE if method == "WatchMastery" else deadline):
+                answer = await call.read()
+        except TimeoutError:
+            call.cancel()
             return b""
-        if method == "WatchMastery":
-            call = self.channel.unary_stream(path)(data, metadata=self.metadata, timeout=timeout)
-            try:
-                async with asyncio.timeout(0.5):
-                    answer = await call.read()
-            except TimeoutError:
-                call.cancel()
-                return b""
-            return b"" if answer is grpc.aio.EOF else bytes(answer)
-        answered: bytes = await self.channel.unary_unary(path)(data, metadata=self.metadata, timeout=timeout)
-        return answered
+        return b"" if answer is grpc.aio.EOF else bytes(answer)
 
     async def _send(self, method: Any, request: Message) -> Any:
         return await method(request, metadata=self.metadata, timeout=DEADLINE)
@@ -122,7 +129,7 @@ class Engine:
     def __init__(self, port: int, channel: grpc.aio.Channel) -> None:
         self.port = port
         self.channel = channel
-        self.health = health_pb2_grpc.HealthStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)
 
     def client(self, role: Role = Role.SERVICE, subject: str = "someone", school_id: str = "") -> Client:
         return Client(self.channel, bearer(token(role, subject, school_id)))
@@ -171,7 +178,7 @@ async def running_engine(redis_url: str, **given: Any) -> AsyncIterator[Engine]:
 
 async def eventually(condition: Callable[[], Awaitable[bool]], *, within: float = 8.0) -> None:
     async with asyncio.timeout(within):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - what is waited for happens elsewhere
             await asyncio.sleep(0.02)
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import structlog
 import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
 from mastery_grpc import app
+from mastery_grpc.commands import dlq
+from mastery_grpc.commands.process import log_json, run_async
+from mastery_grpc.commands.rebuild import rebuild
+from mastery_grpc.domain.errors import InvalidInput, Unavailable
 from mastery_grpc.ingest.topics import create_topics
 from mastery_grpc.processes import run_processes
 from mastery_grpc.rpc.authentication import Caller, Role, issue_token
@@ -24,37 +25,39 @@ from mastery_grpc.settings import Settings, SettingsError, read_settings
 from mastery_grpc.simulation.learners import simulate_class
 from mastery_grpc.simulation.producer import EventProducer, send_events
 
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+cli.add_typer(dlq.cli, name="dlq")
+cli.command()(rebuild)
 
 
 def run() -> None:
-    """Runs the command line; a wrong setting ends it with one line."""
+    """Runs the command line; a wrong setting or a service that is away ends it with one line."""
     try:
         cli()
-    except SettingsError as error:
+    except (SettingsError, Unavailable, InvalidInput) as error:
         sys.exit(f"mastery-grpc: {error}")
+    except KafkaException as error:
+        sys.exit(f"mastery-grpc: kafka: {error.args[0].str()}")
 
 
 @cli.command()
 def serve() -> None:
     """Serve the gRPC API."""
-    _log_json()
+    log_json()
     settings = read_settings()
     settings.secret()
     if settings.grpc_workers == 1:
-        _run(app.serve(settings))
+        run_async(app.serve(settings))
     else:
+        app.check_port(settings)
         run_processes(partial(_serve_one, settings), settings.grpc_workers)
 
 
 @cli.command()
 def ingest() -> None:
     """Ingest events from Kafka."""
-    _log_json()
-    _run(app.ingest(read_settings()))
+    log_json()
+    run_async(app.ingest(read_settings()))
 
 
 @cli.command()
@@ -67,19 +70,16 @@ def dev(
     """Run everything on this machine, with a simulated class."""
     from mastery_grpc.dev import run_dev  # needs the extra [embedded], which the other commands do not
 
-    logging.basicConfig(level=logging.WARNING)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    _run(run_dev(data, learners=learners, seed=seed, days_per_second=speed, console=Console()))
+    data.mkdir(parents=True, exist_ok=True)
+    log_json((data / "log.jsonl").open("a"))
+    run_async(run_dev(data, learners=learners, seed=seed, days_per_second=speed, console=Console()))
 
 
 @cli.command()
 def topics() -> None:
     """Create the topics that are missing."""
-    _log_json()
-    try:
-        created = create_topics(app.kafka_access(read_settings()))
-    except KafkaException as error:
-        sys.exit(f"mastery-grpc: kafka: {error.args[0].str()}")
+    log_json()
+    created = create_topics(app.kafka_access(read_settings()))
     typer.echo("\n".join(f"created {name}" for name in created) or "all topics exist")
 
 
@@ -112,7 +112,7 @@ def simulate(
     late_share: Annotated[float, typer.Option(help="Share of events sent late.", min=0, max=1)] = 0.0,
 ) -> None:
     """Send a simulated class to Kafka."""
-    _log_json()
+    log_json()
     access = app.kafka_access(read_settings())
     first_day = datetime.now(UTC).date() - timedelta(days=days)
     events = simulate_class(seed=seed, learners=learners, first_day=first_day, days=days, late_share=late_share)
@@ -122,29 +122,5 @@ def simulate(
 
 
 def _serve_one(settings: Settings) -> None:
-    _log_json()
-    _run(app.serve(settings))
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    if sys.platform == "win32":
-        asyncio.run(main)
-    else:
-        import uvloop
-
-        uvloop.run(main)
-
-
-def _log_json() -> None:
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+    log_json()
+    run_async(app.serve(settings))

@@ -1,0 +1,1 @@
+"""Measurements under load. Nothing here asserts a time: machines differ, so ratios are reported."""

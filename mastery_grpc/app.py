@@ -32,7 +32,7 @@ from mastery_grpc.rpc.pipeline import CallPipeline
 from mastery_grpc.rpc.server import ServerTerms, build_server, health_server
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
 from mastery_grpc.storage.cache import CachedMasteryReader
-from mastery_grpc.storage.connection import connect
+from mastery_grpc.storage.connection import Replicas, connect
 from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.keys import Retention
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
@@ -83,7 +83,9 @@ class _Storage:
 async def _storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[_Storage]:
     client = connect(settings.redis_url, timeout=settings.redis_timeout)
     try:
-        repository = RedisStudentRepository(client, retention=RETENTION, breaker=breaker)
+        # Half the time: whoever waits for replicas must not be cut off by the timeout of his connection.
+        replicas = Replicas(settings.redis_min_replicas, settings.redis_timeout / 2)
+        repository = RedisStudentRepository(client, retention=RETENTION, replicas=replicas, breaker=breaker)
         apply = ApplyEvents(
             repository, rules=settings.scoring_rules(), log_retention=RETENTION.event_log, clock=utc_now
         )

@@ -14,7 +14,15 @@ from mastery_grpc.domain.scoring import Method, ScoringRules, Weights
 PREFIX = "MASTERY_"
 SHORTEST_SECRETS = {"HS256": 32, "HS384": 48, "HS512": 64}
 """Bytes: RFC 7518 asks for as many as the hash has."""
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+REDIS_SCHEMES = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+cluster",
+    "rediss+cluster",
+    "redis+sentinel",
+    "rediss+sentinel",
+)
 
 
 class SettingsError(Exception):
@@ -39,9 +47,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
     redis_url: Annotated[str, AfterValidator(_known_scheme)] = "redis://127.0.0.1:6379/0"
-    """`redis://`, `rediss://`, `unix://`, or `redis+cluster://` for a cluster."""
+    """`redis://`, `rediss://`, `unix://`, `redis+cluster://`, or `redis+sentinel://host:port,host:port/service`."""
     redis_timeout: Seconds = 2.0
     """For each connect and each reply, in seconds."""
+    redis_min_replicas: Annotated[int, Field(ge=0)] = 0
+    """So many replicas must have an update before it counts. 0: a failover may lose the last ones."""
 
     kafka_bootstrap_servers: str = ""
     """Empty: the server applies events without publishing results; the worker does not start."""

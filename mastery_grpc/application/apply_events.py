@@ -25,7 +25,7 @@ class ApplyEvents:
     """Applies a batch of events, each exactly once.
 
     Costs one read and one write round trip; one more read if events are late, more of both if another writer
-    changes one of the students at the same time.
+    changes one of the students at the same time, or if events are known already and replicas are required.
     """
 
     def __init__(
@@ -79,14 +79,19 @@ class ApplyEvents:
                 outcomes[index] = update.apply(deliveries[index])
             if (change := update.change(log_retention=self._log_retention)) is not None:
                 changes.append(change)
-        if not changes:
-            return {}
-        written = await self._repository.commit(changes)
-        return {
-            change.student: pending[change.student]
-            for change, is_written in zip(changes, written, strict=True)
-            if not is_written
-        }
+        undone: set[StudentKey] = set()
+        if changes:
+            written = await self._repository.commit(changes)
+            undone.update(
+                change.student for change, is_written in zip(changes, written, strict=True) if not is_written
+            )
+        # An event that is known already may be so by a first attempt that failed before its write was safe.
+        if known := {student.student: list(student.processed) for student in loaded if student.processed}:
+            confirmed = await self._repository.confirm(known)
+            undone.update(
+                student for student, is_confirmed in zip(known, confirmed, strict=True) if not is_confirmed
+            )
+        return {student: indices for student, indices in pending.items() if student in undone}
 
     async def _load_logs(
         self,

@@ -160,7 +160,14 @@ class StudentRepository(Protocol):
         """Writes each change if its student still has the expected revision and none of its events is applied.
 
         Returns for each change whether it was written; drops the student's prediction and path, announces the
-        new mastery.
+        new mastery. Where replicas are required, a change counts as written once they have it.
+        """
+
+    async def confirm(self, known: Mapping[StudentKey, Sequence[str]]) -> list[bool]:
+        """Waits until what was written when the given events were applied is safe, as `commit` does.
+
+        Returns for each student whether his events are applied still: those of a write that failed for want of
+        replicas are found again, until a failover loses them.
         """
 
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from mastery_grpc.ingest.records import OutgoingRecord
 from mastery_grpc.ingest.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mastery_grpc.ingest.records import OutgoingRecord
     from mastery_grpc.ingest.topics import KafkaAccess
 
 GATHER_SECONDS = 0.005
@@ -38,6 +38,14 @@ class Batch:
     messages: Sequence[Message]
     revocations: int
     """How many revocations the session had seen when it began to receive them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessedBatch:
+    """A batch and what each of its records led to."""
+
+    batch: Batch
+    consequences: Sequence[Sequence[OutgoingRecord]]
 
 
 class KafkaSession:
@@ -69,7 +77,12 @@ class KafkaSession:
         if transactional:
             # The name may be new each time: a zombie is fenced by the generation of its group membership.
             properties["transactional.id"] = f"{group_id}-{uuid.uuid4()}"
-            properties["transaction.timeout.ms"] = round(PUBLISH_TIMEOUT * 1000)
+            properties.setdefault("transaction.timeout.ms", round(PUBLISH_TIMEOUT * 1000))
+            # The broker tells a new transaction to try again while it completes the one before: soon, then.
+            properties["retry.backoff.ms"], properties["retry.backoff.max.ms"] = 2, 100
+            # librdkafka keeps waiting, past its own timeout, for a group coordinator that went away (its issues
+            # 5456, 5511) until any connection changes its state and what it remembers of the broker is stale.
+            properties["connections.max.idle.ms"] = properties["metadata.max.age.ms"] = 5000
         self._producer = Producer(properties)
         self._delivery_error: KafkaError | None = None
         # A partition is given away only between two publications, never during one: the broker checks that
@@ -94,26 +107,26 @@ class KafkaSession:
                 raise KafkaException(error)
         return Batch(messages, revocations)
 
-    def publish(self, records: Sequence[Sequence[OutgoingRecord]], batch: Batch) -> None:
-        """Produces what each record of the batch led to and commits the batch's offsets, in one transaction.
+    def publish(self, processed: Sequence[ProcessedBatch]) -> None:
+        """Produces what the batches led to and commits their offsets, in one transaction.
 
         Records of partitions that were given away since are left out: their new owner does them again.
         """
         with self._publishing:
-            stale = self._stale_partitions(batch)
-            messages = [message for message in batch.messages if message.partition() not in stale]
-            if not messages:
+            outgoing: list[OutgoingRecord] = []
+            done: list[Message] = []
+            for one in processed:
+                stale = self._stale_partitions(one.batch)
+                for message, consequences in zip(one.batch.messages, one.consequences, strict=True):
+                    if message.partition() not in stale:
+                        outgoing += consequences
+                        done.append(message)
+            if not done:
                 return
-            outgoing = [
-                record
-                for message, consequences in zip(batch.messages, records, strict=True)
-                if message.partition() not in stale
-                for record in consequences
-            ]
             if self._transactional:
-                self._publish_in_transaction(outgoing, _next_offsets(messages))
+                self._publish_in_transaction(outgoing, _next_offsets(done))
             else:
-                self._publish_at_least_once(outgoing, _next_offsets(messages))
+                self._publish_at_least_once(outgoing, _next_offsets(done))
 
     def stay_alive(self) -> None:
         """Tells the group that this member lives, while it cannot take more records."""

@@ -6,7 +6,8 @@
 Bad data becomes a dead letter at once. Bad weather is waited out. A crash after 5 is healed by redelivery:
 the records of what was applied hold the results, and they are produced then.
 
-Three batches are in hand at a time: one is being received, one applied, one published.
+Receiving, applying and publishing go on at the same time. What is applied while a transaction is under way goes
+into the next one together, so that the time that a transaction takes keeps no event from being applied.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.errors import BrokerUnavailable, Contention, InvalidInput, StorageUnavailable
 from mastery_grpc.ingest.dead_letters import DeadLetterWatch, PoisonRecord, TooManyDeadLetters, dead_letter
 from mastery_grpc.ingest.records import OutgoingRecord, decode_request, origin_of, result_record
-from mastery_grpc.ingest.session import KafkaSession
+from mastery_grpc.ingest.session import Batch, KafkaSession, ProcessedBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
+MAX_UNPUBLISHED = 8
+"""How many applied batches may wait for a transaction before no more are received."""
+MAX_CONTENDED = 5
+"""How often a batch is tried that other writers keep overtaking; each time it is tried many times already."""
 MAX_ATTEMPTS = 3
 """How often a record may break the engine before it counts as poison."""
 
@@ -110,22 +115,31 @@ class IngestWorker:
     async def _hold_session(self) -> None:
         """Consumes in one membership of the group until stopped. Raises KafkaException."""
         session = KafkaSession(self._access, group_id=self._group_id, transactional=self._transactional)
-        receiving = publishing = None
+        receiving: asyncio.Future[Batch] | None = None
+        publishing: asyncio.Future[None] | None = None
+        processed: list[ProcessedBatch] = []
         try:
             await self._in(self._receiver, session.open)
             self._is_consuming = True
-            receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
             while not self._stopping.is_set():
-                batch = await receiving  # 1
-                receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
-                records = await self._process(session, batch.messages) if batch.messages else []
-                if publishing is not None and (records or publishing.done()):
-                    await publishing
-                    publishing = None
-                if records:
-                    publishing = self._in(self._publisher, session.publish, records, batch)  # 6, 7
+                if receiving is None and not processed:
+                    receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
+                under_way = [future for future in (receiving, publishing) if future is not None]
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                if publishing is not None and publishing.done():
+                    publishing = publishing.result()
+                if receiving is not None and receiving.done():
+                    batch, receiving = receiving.result(), None  # 1
+                    if len(processed) + 1 < MAX_UNPUBLISHED:
+                        receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
+                    if batch.messages:
+                        processed.append(ProcessedBatch(batch, await self._process(session, batch.messages)))
+                if processed and publishing is None:
+                    publishing, processed = self._in(self._publisher, session.publish, processed), []  # 6, 7
             if publishing is not None:
                 await publishing
+            if processed:
+                await self._in(self._publisher, session.publish, processed)
         finally:
             self._is_consuming = False
             under_way = [future for future in (receiving, publishing) if future is not None]
@@ -156,20 +170,16 @@ class IngestWorker:
 
         Deliveries that break the engine are tried one by one, so that only the guilty are refused.
         """
-        delays, failures, is_paused = _delays(), 0, False
+        delays, failures, contended, is_paused = _delays(), 0, 0, False
         while True:
             try:
                 outcomes = await self._apply(deliveries)
-                if any(isinstance(outcome.error, Contention) for outcome in outcomes):
-                    continue  # what was applied is now known, and the rest gets another chance
             except StorageUnavailable as error:
                 delay = next(delays)
                 log.warning("storage is away", error=str(error), retry_in=round(delay, 2))
                 is_paused = True
                 await self._in(self._receiver, session.stay_alive)
-                await self._pause(delay)
-                if self._stopping.is_set():
-                    raise _Stopped from None
+                await self._wait_out(delay)
             except Exception as error:
                 failures += 1
                 log.exception("unexpected error", deliveries=len(deliveries))
@@ -179,9 +189,20 @@ class IngestWorker:
                 if failures >= MAX_ATTEMPTS:
                     return [Outcome(error=PoisonRecord(error, failures))]
             else:
+                is_contended = any(isinstance(outcome.error, Contention) for outcome in outcomes)
+                contended += is_contended
+                if is_contended and contended < MAX_CONTENDED:
+                    await self._wait_out(next(delays))  # what was applied is known; the rest tries again
+                    continue
                 if is_paused:
                     await self._in(self._receiver, session.resume)
                 return outcomes
+
+    async def _wait_out(self, seconds: float) -> None:
+        """Waits. Raises _Stopped if told to stop meanwhile."""
+        await self._pause(seconds)
+        if self._stopping.is_set():
+            raise _Stopped
 
     async def _pause(self, seconds: float) -> None:
         """Waits, but not longer than until told to stop."""

@@ -48,6 +48,9 @@ class MemoryStudentRepository:
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
         return [self._commit(change) for change in changes]
 
+    async def confirm(self, known: Mapping[StudentKey, Sequence[str]]) -> list[bool]:
+        return [self._processed[student].keys() >= set(event_ids) for student, event_ids in known.items()]
+
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
         changes = [self._changes.get(student) for student in students]
         return [None if change is None else change.mastery for change in changes]

@@ -19,9 +19,15 @@ from mastery_grpc.application.ports import (
     StoredMasteries,
     StudentHistory,
 )
-from mastery_grpc.domain.errors import InvalidInput
+from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
 from mastery_grpc.storage import keys, records
-from mastery_grpc.storage.connection import raise_first_error, run_pipeline, storage_errors
+from mastery_grpc.storage.connection import (
+    Replicas,
+    raise_first_error,
+    run_pipeline,
+    run_writes,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -53,11 +59,18 @@ class RedisStudentRepository:
     """Implements `StudentRepository`."""
 
     def __init__(
-        self, client: RedisClient, *, retention: keys.Retention, breaker: CircuitBreaker | None = None
+        self,
+        client: RedisClient,
+        *,
+        retention: keys.Retention,
+        replicas: Replicas = Replicas(),  # noqa: B008 - immutable
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         """With a breaker, calls are refused at once while Redis is away; without, each finds out for itself."""
         self._client = client
+        self._replicas = replicas
         self._snapshot_lifetime = _seconds(retention.snapshots)
+        self._processed_lifetime = _seconds(retention.processed)
         self._guard = nullcontext if breaker is None else breaker.guard
         self._lifetimes = [
             _seconds(lifetime)
@@ -93,6 +106,19 @@ class RedisStudentRepository:
 
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
         return await self._run_script(_COMMIT, [self._commit_arguments(change) for change in changes])
+
+    async def confirm(self, known: Mapping[StudentKey, Sequence[str]]) -> list[bool]:
+        if not self._replicas.required:
+            return [True] * len(known)
+        # A write, because WAIT waits for writes; and one that tells whether there was something to write to.
+        events = [(student, event_id) for student, event_ids in known.items() for event_id in event_ids]
+        commands = [("EXPIRE", keys.processed(*event), self._processed_lifetime) for event in events]
+        async with self._guard():
+            replies, is_replicated = await run_writes(self._client, commands, self._replicas)
+            raise_first_error(replies)
+        _require(is_replicated)
+        lost = {student for (student, _), reply in zip(events, replies, strict=True) if reply != 1}
+        return [student not in lost for student in known]
 
     async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
         commands: list[Command] = []
@@ -146,15 +172,21 @@ class RedisStudentRepository:
 
     async def _run_script(self, script: _Script, arguments: Sequence[list[Any]]) -> list[bool]:
         async with self._guard():
-            replies = await run_pipeline(self._client, [("EVALSHA", script.sha, *args) for args in arguments])
+            replies, is_replicated = await run_writes(
+                self._client, [("EVALSHA", script.sha, *args) for args in arguments], self._replicas
+            )
             unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if unknown:  # a node that started or took over a moment ago; EVAL teaches it the script
-                again = await run_pipeline(
-                    self._client, [("EVAL", script.text, *arguments[index]) for index in unknown]
+                again, is_again_replicated = await run_writes(
+                    self._client,
+                    [("EVAL", script.text, *arguments[index]) for index in unknown],
+                    self._replicas,
                 )
+                is_replicated &= is_again_replicated
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
             raise_first_error(replies)
+        _require(is_replicated)
         return [reply == 1 for reply in replies]
 
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
@@ -229,6 +261,12 @@ class RedisStudentRepository:
             script_keys += _day_keys(student, day)
             arguments += _day_values(mastery, records.encode_mastery(mastery))
         return [len(script_keys), *script_keys, *arguments]
+
+
+def _require(is_replicated: bool) -> None:
+    # Raised outside the breaker's guard: the server answers, and reads may go on.
+    if not is_replicated:
+        raise StorageUnavailable("redis: too few replicas have the write")
 
 
 def _revision(revision: Revision) -> str:

@@ -358,17 +358,18 @@ def test_a_mark_behind_an_open_transaction_is_not_overlooked(
     worker.begin_transaction()
     worker.produce(settings.kafka_dlq_topic, b"!", partition=place.partition)
     assert worker.flush(20) == 0
-    ending = threading.Timer(2.0, worker.abort_transaction)
+    ending = threading.Timer(2.0, worker.abort_transaction, [20])
     marking = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers})
     marking.produce(
         settings.kafka_dlq_topic, headers=[("dlq-resolves", str(place).encode())], partition=place.partition
     )
     assert marking.flush(20) == 0
     ending.start()
-
-    assert queue.replay([place]) == 0
-    assert requests(settings) == []
+    replayed = queue.replay([place])
     ending.join()
+
+    assert replayed == 0
+    assert requests(settings) == []
 
 
 def test_replays_at_the_same_time_send_each_letter_once(

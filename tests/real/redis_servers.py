@@ -1,15 +1,16 @@
-"""Real Redis-protocol servers on loopback: one alone, or a cluster of masters."""
+"""Real Redis-protocol servers on loopback: alone, encrypted, with replicas, under sentinels, or in a cluster."""
 
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlencode
 
 import redis
 from redis.backoff import NoBackoff
@@ -18,6 +19,9 @@ from redis.retry import Retry
 from tests.real.processes import ServerProcess, free_ports, scratch_directory
 
 SLOTS = 16_384
+SERVICE = "mastery"
+TLS_USER, TLS_PASSWORD = "mastery", "secret"
+PRODUCT_RIGHTS = "~student:* ~school:* ~processed:* &mastery:* +@read +@write +@scripting +@pubsub +@connection"
 OLDEST_MAJOR = 7  # CLUSTER ADDSLOTSRANGE and cluster-port came with Redis 7
 
 
@@ -57,7 +61,10 @@ def _candidates() -> Iterator[Path]:
 class RedisServer:
     """One server process; its port, and its data if it is append-only, outlast a restart."""
 
-    def __init__(self, directory: Path, port: int, directives: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, port: int, directives: Mapping[str, str], *, extra: Sequence[str] = ()
+    ) -> None:
+        """`extra` are arguments that come before the directives, such as a configuration file."""
         self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
         settings = {
@@ -70,7 +77,7 @@ class RedisServer:
             **directives,
         }
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        self._process = ServerProcess([str(redis_software().path), *arguments], directory)
+        self._process = ServerProcess([str(redis_software().path), *extra, *arguments], directory)
 
     @property
     def running(self) -> bool:
@@ -134,9 +141,10 @@ class RedisServer:
 
 @dataclass(frozen=True)
 class RedisServerCluster:
-    """Masters that share the slots between them, without replicas."""
+    """Masters that share the slots between them."""
 
     nodes: tuple[RedisServer, ...]
+    """The masters, and after them their replicas in the same order, if there are any."""
 
     @property
     def url(self) -> str:
@@ -186,13 +194,167 @@ def standalone(*, append_only: bool = False, directives: Mapping[str, str] | Non
             yield server
 
 
+@dataclass(frozen=True)
+class RedisReplication:
+    """A master and its replicas."""
+
+    master: RedisServer
+    replicas: tuple[RedisServer, ...]
+
+    @property
+    def url(self) -> str:
+        return self.master.url
+
+    def cut(self) -> None:
+        """Let the replicas fall behind while everybody else reaches them and the master as before."""
+        self._let_replicas_call_themselves("nobody")
+        with self.master.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+
+    def mend(self) -> None:
+        self._let_replicas_call_themselves("")
+
+    def wait_until_synchronized(self, patience: float = 10.0) -> None:
+        with self.master.client() as client:
+            deadline = time.monotonic() + patience
+            while client.wait(len(self.replicas), 50) < len(self.replicas):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"replicas of {self.master.url} do not follow")
+
+    def _let_replicas_call_themselves(self, user: str) -> None:
+        for replica in self.replicas:
+            with replica.client() as client:
+                client.config_set("masteruser", user)
+                client.config_set("masterauth", user)
+
+
+@dataclass(frozen=True)
+class RedisSentinels:
+    """Three sentinels that watch a master and replace it when it is away."""
+
+    replication: RedisReplication
+    sentinels: tuple[RedisServer, ...]
+
+    @property
+    def url(self) -> str:
+        addresses = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{addresses}/{SERVICE}/0"
+
+
+@dataclass(frozen=True)
+class EncryptedRedis:
+    """A server that is reached by TLS with a client certificate, as a user who may do what the product does."""
+
+    server: RedisServer
+    url: str
+    certificates: Path
+    """Holds `ca.crt`, and `client.crt` and `client.key`, and the same of the server."""
+
+
 @contextmanager
-def cluster(nodes: int = 3) -> Iterator[RedisServerCluster]:
-    """A cluster whose masters hold all slots. It takes two seconds: so long a new master refuses writes."""
-    ports = free_ports(2 * nodes)
+def replicated(replicas: int = 1) -> Iterator[RedisReplication]:
+    """A master with replicas that have all it has."""
+    with ExitStack() as stack:
+        servers = []
+        for port in free_ports(1 + replicas):
+            directory = stack.enter_context(scratch_directory("mastery-redis-"))
+            servers.append(RedisServer(directory, port, {"repl-diskless-sync-delay": "0"}))
+            stack.enter_context(_running(servers[-1]))
+        master, *others = servers
+        for replica in others:
+            with replica.client() as client:
+                client.replicaof("127.0.0.1", str(master.port))
+        together = RedisReplication(master, tuple(others))
+        together.wait_until_synchronized()
+        yield together
+
+
+@contextmanager
+def sentinels() -> Iterator[RedisSentinels]:
+    """A master with two replicas under three sentinels that act after half a second; it takes three seconds."""
+    with ExitStack() as stack:
+        replication = stack.enter_context(replicated(2))
+        watchers = []
+        for port in free_ports(3):
+            directory = stack.enter_context(scratch_directory("mastery-sentinel-"))
+            configuration = directory / "sentinel.conf"
+            configuration.write_text(
+                f"sentinel monitor {SERVICE} 127.0.0.1 {replication.master.port} 2\n"
+                f"sentinel down-after-milliseconds {SERVICE} 500\n"
+                f"sentinel failover-timeout {SERVICE} 2000\n"
+            )
+            watchers.append(RedisServer(directory, port, {}, extra=[str(configuration), "--sentinel"]))
+            stack.enter_context(_running(watchers[-1]))
+        deadline = time.monotonic() + 20
+        while not all(_sees_all(watcher) for watcher in watchers):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the sentinels do not find each other")
+            time.sleep(0.02)
+        yield RedisSentinels(replication, tuple(watchers))
+
+
+@contextmanager
+def tls() -> Iterator[EncryptedRedis]:
+    """A server with certificates of its own authority. Its plain port is for the tests' own looks."""
+    port, tls_port = free_ports(2)
+    with scratch_directory("mastery-redis-") as directory:
+        _certify(directory)
+        users = directory / "users.acl"
+        users.write_text(
+            f"user default on nopass ~* &* +@all\nuser {TLS_USER} on >{TLS_PASSWORD} {PRODUCT_RIGHTS}\n"
+        )
+        directives = {
+            "tls-port": str(tls_port),
+            "tls-cert-file": str(directory / "server.crt"),
+            "tls-key-file": str(directory / "server.key"),
+            "tls-ca-cert-file": str(directory / "ca.crt"),
+            "aclfile": str(users),
+        }
+        server = RedisServer(directory, port, directives)
+        query = urlencode(
+            {
+                "ssl_ca_certs": directory / "ca.crt",
+                "ssl_certfile": directory / "client.crt",
+                "ssl_keyfile": directory / "client.key",
+            }
+        )
+        with _running(server):
+            yield EncryptedRedis(
+                server, f"rediss://{TLS_USER}:{TLS_PASSWORD}@127.0.0.1:{tls_port}/0?{query}", directory
+            )
+
+
+def _certify(directory: Path) -> None:
+    """Make an authority, and certificates by it for a server on loopback and for a client."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, capture_output=True, check=True)
+
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=authority")
+    for name in ("server", "client"):
+        authority = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}"]
+        openssl("req", "-x509", *new_key, *authority, *files)
+
+
+def _sees_all(sentinel: RedisServer) -> bool:
+    with sentinel.client() as client:
+        state = client.sentinel_masters()[SERVICE]
+    return (state["num-slaves"], state["num-other-sentinels"]) == (2, 2)
+
+
+@contextmanager
+def cluster(nodes: int = 3, *, replicas: bool = False) -> Iterator[RedisServerCluster]:
+    """A cluster whose masters hold all slots, each with one replica if wanted.
+
+    It takes two seconds: so long a new master refuses writes.
+    """
+    count = 2 * nodes if replicas else nodes
+    ports = free_ports(2 * count)
     with ExitStack() as stack:
         servers: list[RedisServer] = []
-        for port, bus_port in zip(ports[:nodes], ports[nodes:], strict=True):
+        for port, bus_port in zip(ports[:count], ports[count:], strict=True):
             directives = {
                 "cluster-enabled": "yes",
                 "cluster-port": str(bus_port),
@@ -200,6 +362,7 @@ def cluster(nodes: int = 3) -> Iterator[RedisServerCluster]:
                 "cluster-node-timeout": "2000",
                 "appendonly": "yes",
                 "appendfsync": "no",
+                "repl-diskless-sync-delay": "0",
             }
             directory = stack.enter_context(scratch_directory("mastery-redis-"))
             servers.append(RedisServer(directory, port, directives))
@@ -208,11 +371,17 @@ def cluster(nodes: int = 3) -> Iterator[RedisServerCluster]:
         for index, server in enumerate(servers):
             with server.client() as client:
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
-                client.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
+                if index < nodes:
+                    client.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
                 if index:
-                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], ports[nodes])
+                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], ports[count])
         together = RedisServerCluster(tuple(servers))
         together.wait_until_ok()
+        for master, replica in zip(servers, servers[nodes:], strict=False):
+            with master.client() as of_master, replica.client() as of_replica:
+                of_replica.execute_command("CLUSTER", "REPLICATE", of_master.execute_command("CLUSTER", "MYID"))
+        for master, replica in zip(servers, servers[nodes:], strict=False):
+            RedisReplication(master, (replica,)).wait_until_synchronized()
         yield together
 
 

@@ -31,6 +31,7 @@ SECONDS = "must be from 0 to 31622400"
 MOST = 2**31 - 1
 LEAP_YEAR = 366 * 24 * 3600
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+OUT_OF_TIME = "must be from 1970-01-01T00:00:00Z to 9999-12-31T23:59:59Z"
 
 
 def violations_of(payload: Payload) -> list[tuple[str, str]]:
@@ -110,7 +111,7 @@ def test_components_outside_their_range_are_refused_by_name(component: str, valu
         ({"student": student("a\n")}, "student_id", IDENTIFIER),
         ({"student": student(school_id="x" * 65)}, "school_id", IDENTIFIER),
         ({"student": student(school_id="a:b")}, "school_id", IDENTIFIER),
-        ({"event_time": EARLIEST - timedelta(microseconds=1)}, "event_time", "must be from 1970-01-01T00:00:00Z to 9999-12-31T23:59:59Z"),
+        ({"event_time": EARLIEST - timedelta(microseconds=1)}, "event_time", OUT_OF_TIME),
         ({"source": "x" * 256}, "source", TOO_LONG),
         ({"course_id": "x" * 256}, "course_id", TOO_LONG),
     ],

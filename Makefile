@@ -62,6 +62,14 @@ breaking: $(READY)  ## Check that the contract breaks nobody, against main
 bench: $(READY)  ## Measure: calls against a bare handler, ingest against a loop without logic
 	@$(BIN)/python -m tests.load.bench
 
+.PHONY: chaos
+chaos: $(READY)  ## Kill, cut off and restart everything, many times, and count what was lost or doubled
+	@$(BIN)/python -m tests.chaos
+
+.PHONY: fuzz
+fuzz: $(READY)  ## Feed a million hostile records to the decoder, and some through the worker
+	@$(BIN)/python -m tests.fuzz
+
 .PHONY: clean
 clean:  ## Remove what was made here, the data of `make run` included
 	rm -rf $(VENV) .cache .mastery .mypy_cache .pytest_cache .ruff_cache .hypothesis stubs dist

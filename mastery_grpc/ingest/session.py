@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -90,21 +92,34 @@ class KafkaSession:
         self._publishing = threading.Lock()
         self._revocations = 0
         self._revoked_at: dict[int, int] = {}
+        # What the publisher needs of the consumer is noted by the receiver: a call of one waits until the other
+        # has left `poll`, and that may itself be waiting, in `_on_revoke`, for the publisher.
+        self._assigned: set[int] = set()
+        self._membership: Any = None
+        self._published: deque[list[TopicPartition]] = deque()
+        """Offsets that the receiver is to commit, without transactions."""
 
     def open(self) -> None:
         """Joins the group."""
         if self._transactional:
             self._producer.init_transactions(PUBLISH_TIMEOUT)
-        self._consumer.subscribe([self._topics.requests], on_revoke=self._on_revoke, on_lost=self._on_revoke)
+        self._consumer.subscribe(
+            [self._topics.requests],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_revoke,
+        )
 
     def receive(self, most: int, timeout: float) -> Batch:
         """Returns up to `most` records, none after `timeout` seconds without any."""
+        self._commit_published()
         revocations = self._revocations
         first = self._consumer.poll(timeout)
         messages = [] if first is None else [first, *self._consumer.consume(most - 1, GATHER_SECONDS)]
         for message in messages:
             if (error := message.error()) is not None:
                 raise KafkaException(error)
+        self._membership = self._consumer.consumer_group_metadata()
         return Batch(messages, revocations)
 
     def publish(self, processed: Sequence[ProcessedBatch]) -> None:
@@ -142,6 +157,8 @@ class KafkaSession:
 
     def close(self) -> None:
         """Leaves the group; a transaction under way is aborted."""
+        with suppress(KafkaException):  # not committed: published once more, then
+            self._commit_published()
         self._consumer.close()
         self._producer.close()
 
@@ -149,9 +166,7 @@ class KafkaSession:
         self._producer.begin_transaction()
         try:
             self._produce(records)
-            self._producer.send_offsets_to_transaction(
-                offsets, self._consumer.consumer_group_metadata(), PUBLISH_TIMEOUT
-            )
+            self._producer.send_offsets_to_transaction(offsets, self._membership, PUBLISH_TIMEOUT)
             self._producer.commit_transaction(PUBLISH_TIMEOUT)
         except KafkaException as error:
             if error.args[0].txn_requires_abort():
@@ -162,7 +177,11 @@ class KafkaSession:
         self._produce(records)
         if self._producer.flush(PUBLISH_TIMEOUT) or self._delivery_error is not None:
             raise KafkaException(self._delivery_error or KafkaError(NOT_DELIVERED))
-        self._consumer.commit(offsets=offsets, asynchronous=False)
+        self._published.append(offsets)
+
+    def _commit_published(self) -> None:
+        while self._published:
+            self._consumer.commit(offsets=self._published.popleft(), asynchronous=False)
 
     def _produce(self, records: Iterable[OutgoingRecord]) -> None:
         for record in records:
@@ -191,15 +210,27 @@ class KafkaSession:
             for message in batch.messages
             if self._revoked_at.get(message.partition() or 0, 0) > batch.revocations
         }
-        if stale and stale & {assigned.partition for assigned in self._consumer.assignment()}:
+        if stale & self._assigned:
             raise KafkaException(KafkaError(ASSIGNMENT_LOST))
         return stale
 
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._assigned.update(partition.partition for partition in partitions)
+        self._membership = consumer.consumer_group_metadata()
+
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        with self._publishing:
+        # Not for ever: a publication that hangs belongs to the generation that ends here, and is fenced with it.
+        is_held = self._publishing.acquire(timeout=PUBLISH_TIMEOUT)
+        try:
+            with suppress(KafkaException):
+                self._commit_published()
             self._revocations += 1
+            self._assigned.difference_update(partition.partition for partition in partitions)
             for partition in partitions:
                 self._revoked_at[partition.partition] = self._revocations
+        finally:
+            if is_held:
+                self._publishing.release()
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

@@ -93,13 +93,16 @@ class IngestWorker:
 
     async def run(self) -> None:
         """Works until stopped."""
-        delays = _delays()
+        delays, now = _delays(), asyncio.get_running_loop().time
         if not self._transactional:
             log.warning("results are published at least once: transactions are switched off")
         while not self._stopping.is_set():
+            began = now()
             try:
                 await self._hold_session()
             except KafkaException as error:
+                if now() - began > LONGEST_DELAY:  # it had worked
+                    delays = _delays()
                 delay = next(delays)
                 log.warning("kafka session ended", error=str(error), retry_in=round(delay, 2))
                 await self._pause(delay)
@@ -109,6 +112,10 @@ class IngestWorker:
                 await self._stopping.wait()
             except _Stopped:
                 break
+            except Exception:
+                # A bug, and not of a single record. Nothing of the batch is committed: said aloud, tried again.
+                log.exception("unexpected error")
+                await self._pause(LONGEST_DELAY)
         self._receiver.shutdown()
         self._publisher.shutdown()
 

@@ -49,7 +49,10 @@ LEVEL_LOWER_BOUNDS = (
 
 def level_of(score: float) -> Level:
     """Returns the level of a score in 0..1."""
-    return next(level for lower_bound, level in LEVEL_LOWER_BOUNDS if score >= lower_bound)
+    for lower_bound, level in LEVEL_LOWER_BOUNDS:
+        if score >= lower_bound:
+            return level
+    return Level.BEGINNER
 
 
 def fraction_violations(name: str, value: float | None) -> Iterator[Violation]:

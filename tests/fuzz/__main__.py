@@ -39,19 +39,20 @@ def _fuzz_decoder(seed: int, count: int, rows: list[tuple[str, str]]) -> list[st
             told = time.monotonic()
             _say(f"decoder: {findings.count:,} of {count:,}, {len(findings.faults)} faults")
     seconds = time.monotonic() - began
-    for kind in sorted(findings.accepted | findings.refused):
-        rows.append((f"  {kind}", f"{findings.accepted[kind]:>9,} accepted {findings.refused[kind]:>9,} refused"))
     rows += [
         ("decoder: records", f"{findings.count:,} of {count:,}"),
+        *(
+            (f"  {kind}", f"{findings.accepted[kind]:>9,} accepted {findings.refused[kind]:>9,} refused")
+            for kind in sorted(findings.accepted | findings.refused)
+        ),
         ("  accepted", f"{findings.accepted.total():,}"),
         ("  refused", f"{findings.refused.total():,}"),
         ("  neither", str(len(findings.faults))),
         ("  speed", f"{count / seconds:,.0f} records/s in {PROCESSES} processes, making them included"),
         ("  slowest", f"{1000 * findings.slowest[0]:.0f} ms ({findings.slowest[1]})"),
     ]
+    rows += [("  memory of a process", _memory(samples)) for samples in findings.memory.values()]
     growths = [_growth(samples) for samples in findings.memory.values()]
-    for samples in findings.memory.values():
-        rows.append(("  memory of a process", _memory(samples)))
     return findings.faults + [_too_much("the decoder", growth) for growth in growths if growth > MOST_GROWTH]
 
 

@@ -124,6 +124,7 @@ async def test_whoever_is_not_who_he_says_is_refused(encrypted: EncryptedRedis, 
     with pytest.raises(StorageUnavailable):
         await RedisStudentRepository(client, retention=Retention()).ping()
     await client.aclose()
+    await asyncio.sleep(0.1)  # the driver does not wait until both sides have said good-bye
 
 
 # --- replicas ---------------------------------------------------------------------------------------------

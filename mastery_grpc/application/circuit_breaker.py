@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
@@ -55,6 +56,7 @@ class CircuitBreaker:
         self._timer = timer
         self._failures = 0
         self._opened_at = 0.0
+        self._answered_at = self._given_up_at = -math.inf
         self.state = BreakerState.CLOSED
 
     def guard(self) -> _Guard:
@@ -76,6 +78,7 @@ class CircuitBreaker:
     def succeeded(self) -> None:
         """Takes note of an answer."""
         self._failures = 0
+        self._answered_at = self._timer()
         if self.state is not BreakerState.CLOSED:
             self._become(BreakerState.CLOSED)
 
@@ -88,8 +91,15 @@ class CircuitBreaker:
                 self._become(BreakerState.OPEN)
 
     def given_up(self, began: float) -> None:
-        """Takes note of a call that its caller gave up on."""
-        if self._timer() - began >= SLOW_SECONDS:
+        """Takes note of a call that its caller gave up on.
+
+        It tells of the dependency only if it had been waiting while nobody else was answered; and calls given up
+        on at one moment, as after a stall of our own, tell no more than one of them.
+        """
+        now = self._timer()
+        tells_nothing = now - began < SLOW_SECONDS or self._answered_at >= began
+        if not tells_nothing and now - self._given_up_at >= SLOW_SECONDS:
+            self._given_up_at = now
             self.failed()
         elif self.state is BreakerState.HALF_OPEN:  # nothing was found out: the next call tries
             self.state = BreakerState.OPEN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -101,6 +102,17 @@ class _TlsToMaster(_Link, SentinelManagedSSLConnection):
     pass
 
 
+class _Sentinels(Sentinel):
+    async def discover_master(self, service_name: str) -> Any:
+        # In a list of this call's own: redis-py puts the one that answered first while other calls walk through
+        # the same list, and in time loses the rest of them.
+        mine = copy(self)
+        mine.sentinels = list(self.sentinels)
+        address = await super(_Sentinels, mine).discover_master(service_name)
+        self.sentinels = mine.sentinels
+        return address
+
+
 class _PoolToMaster(SentinelConnectionPool):
     """Closes the clients of the sentinels with it, because nobody else knows them."""
 
@@ -161,7 +173,7 @@ def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
         **{name: value for name, value in options.items() if name.startswith(("socket_", "ssl_", "retry"))},
     }
     hosts = [urlsplit(f"//{address}") for address in addresses.split(",")]
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+    sentinel = _Sentinels(  # type: ignore[no-untyped-call]
         [(host.hostname, host.port or 26379) for host in hosts], sentinel_kwargs=of_sentinels
     )
     client: Redis = sentinel.master_for(

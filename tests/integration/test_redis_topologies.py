@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
+import redis.asyncio
 
 from mastery_grpc.app import beside
 from mastery_grpc.application.apply_events import ApplyEvents
@@ -374,12 +375,30 @@ async def test_a_failover_loses_nothing_that_counted_where_a_replica_is_waited_f
     assert found.startswith("0 of")
 
 
+async def test_no_sentinel_is_forgotten_when_many_calls_ask_at_once() -> None:
+    with sentinels() as servers:
+        first, *others = servers.sentinels
+        first.kill()
+        client = connect(servers.url, timeout=TIMEOUT)
+        repository = RedisStudentRepository(client, retention=Retention())
+        await asyncio.gather(*(repository.ping() for _ in range(10)))
+        first.start()
+        for other in others:
+            other.kill()
+        assert isinstance(client, redis.asyncio.Redis)
+        await client.connection_pool.disconnect()
+        await repository.ping()
+        await client.aclose()
+
+
 async def test_a_failover_may_lose_what_no_replica_was_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     with sentinels() as servers:
         found = await ingest_through_failover(servers, replicas=0)
     tell(capsys, f"sentinels, waiting for none: {found}")
 
 
+# The driver drops connections that one call makes to a node while another call learns the nodes anew.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_failover_in_a_cluster_loses_nothing_that_counted(capsys: pytest.CaptureFixture[str]) -> None:
     with cluster(replicas=True) as servers:
         of_slots = RedisReplication(servers.nodes[0], (servers.nodes[3],))

@@ -134,3 +134,34 @@ async def test_a_try_given_up_at_once_leaves_the_next_call_to_try(breaker: Circu
     await succeed(breaker)
 
     assert state_of(breaker) is BreakerState.CLOSED
+
+
+async def test_calls_given_up_on_at_one_moment_count_as_one(breaker: CircuitBreaker, clock: Clock) -> None:
+    calls = [asyncio.create_task(give_up_when_cancelled(breaker)) for _ in range(5)]
+    await asyncio.sleep(0)
+    clock.now += 0.3  # a stall of our own: nobody can tell what the dependency did meanwhile
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    assert state_of(breaker) is BreakerState.CLOSED
+
+
+async def test_a_call_given_up_on_tells_nothing_if_another_was_answered_meanwhile(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
+    for _ in range(5):
+        slow = asyncio.create_task(give_up_when_cancelled(breaker))
+        await asyncio.sleep(0)
+        await succeed(breaker)
+        clock.now += 0.3
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+    await fail(breaker, 2)
+
+    assert state_of(breaker) is BreakerState.CLOSED
+
+
+async def give_up_when_cancelled(breaker: CircuitBreaker) -> None:
+    async with breaker.guard():
+        await asyncio.Event().wait()

@@ -81,7 +81,10 @@ class _Storage:
 
 @asynccontextmanager
 async def _storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[_Storage]:
-    client = connect(settings.redis_url, timeout=settings.redis_timeout)
+    try:
+        client = connect(settings.redis_url, timeout=settings.redis_timeout)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
     try:
         # Half the time: whoever waits for replicas must not be cut off by the timeout of his connection.
         replicas = Replicas(settings.redis_min_replicas, settings.redis_timeout / 2)

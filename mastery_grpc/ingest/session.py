@@ -95,6 +95,8 @@ class KafkaSession:
         # What the publisher needs of the consumer is noted by the receiver: a call of one waits until the other
         # has left `poll`, and that may itself be waiting, in `_on_revoke`, for the publisher.
         self._assigned: set[int] = set()
+        self._begun: set[int | None] = set()
+        """Partitions that are known to be read from where the group had come to."""
         self._membership: Any = None
         self._published: deque[list[TopicPartition]] = deque()
         """Offsets that the receiver is to commit, without transactions."""
@@ -119,6 +121,7 @@ class KafkaSession:
         for message in messages:
             if (error := message.error()) is not None:
                 raise KafkaException(error)
+        self._check_start(messages)
         self._membership = self._consumer.consumer_group_metadata()
         return Batch(messages, revocations)
 
@@ -199,6 +202,25 @@ class KafkaSession:
                     self._producer.poll(0.1)
         self._producer.poll(0)
 
+    def _check_start(self, messages: Sequence[Message]) -> None:
+        """Raises KafkaException if a partition is read from before the committed offset.
+
+        While a transaction that commits it is open, as after the death of its producer, the broker does not tell
+        the offset. librdkafka 2.16 asks again, but if partitions are revoked meanwhile it takes the missing answer
+        for "none", begins at `auto.offset.reset`, and results long published would be published once more.
+        """
+        firsts: dict[int | None, Message] = {}
+        for message in messages:
+            if message.partition() not in self._begun:
+                firsts.setdefault(message.partition(), message)
+        if not firsts:
+            return
+        places = [_position(message, None) for message in firsts.values()]
+        for committed in self._consumer.committed(places, PUBLISH_TIMEOUT):
+            if (firsts[committed.partition].offset() or 0) < committed.offset:
+                raise KafkaException(KafkaError(ASSIGNMENT_LOST))
+        self._begun.update(firsts)
+
     def _stale_partitions(self, batch: Batch) -> set[int | None]:
         """Returns the partitions of a batch that were given away since it was received.
 
@@ -226,6 +248,7 @@ class KafkaSession:
                 self._commit_published()
             self._revocations += 1
             self._assigned.difference_update(partition.partition for partition in partitions)
+            self._begun.difference_update(partition.partition for partition in partitions)
             for partition in partitions:
                 self._revoked_at[partition.partition] = self._revocations
         finally:

@@ -32,6 +32,8 @@ class Faults:
     doubled_in_state: int = 0
     """Students whose state counts more events than there are."""
     doubled_in_results: int = 0
+    doubled_on_the_way: int = 0
+    """Updates beyond the number of events, when a round had just ended."""
     inconsistent_results: int = 0
     """Gaps in a student's versions, ids that occur twice, levels that do not follow from each other."""
     dead_letters: int = 0

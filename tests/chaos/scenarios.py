@@ -4,16 +4,19 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from tests.chaos.dying_worker import Step
-from tests.chaos.ledger import Faults
+from tests.chaos.ledger import Faults, TopicReader
 from tests.chaos.place import SESSION_TIMEOUT_MS, Fate, Place, Worker
 from tests.chaos.proxy import BadProxy
 from tests.chaos.traffic import EventJson
 
 STREAM_SECONDS = 1.0
+LOOK_EVERY = 10
+"""Rounds between two looks at the results: so that one who doubles them is found near the moment."""
 AT_RANDOM = "at a random moment"
 STEPS: list[Step | None] = [None, *Step]
 
@@ -59,8 +62,15 @@ class Run:
         self.figures.rounds += 1
         with self.place.redis.client() as client:
             self.place.ledger.check_redis(client, {event["student_id"] for event in sent}, self.figures.faults)
+        if self.figures.rounds % LOOK_EVERY == 0:
+            self.figures.faults.doubled_on_the_way = max(0, self._results_read() - self.place.ledger.count)
         verdict = "" if not self.figures.faults.total else f"  FAULTS: {self.figures.faults.counts}"
         self.show(f"{self.figures.rounds:>4}/{self.rounds}  {label:<32} {seconds:6.1f} s{verdict}")
+
+    def _results_read(self) -> int:
+        """Returns how many updates a read-committed reader sees."""
+        with closing(TopicReader(self.place.kafka.bootstrap_servers, self.place.topics.results)) as reader:
+            return sum(result["event_type"] == "mastery.updated" for result in reader.read())
 
 
 class Scenario(Protocol):

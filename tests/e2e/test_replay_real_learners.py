@@ -43,7 +43,7 @@ PACED_SECONDS = 10
 EXACT = 1e-9
 PATIENCE = 900.0
 
-pytestmark = pytest.mark.skipif(EVENTS is None, reason=WHY_SKIPPED)
+pytestmark = [pytest.mark.skipif(EVENTS is None, reason=WHY_SKIPPED), pytest.mark.timeout(900)]
 
 Folded = Mapping[StudentName, ReferenceStudent]
 

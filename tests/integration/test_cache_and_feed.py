@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import pytest
 
+from mastery_grpc.app import beside
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.ports import Subscription
 from mastery_grpc.application.student_update import Delivery
@@ -277,13 +278,10 @@ async def node(url: str) -> AsyncIterator[Node]:
     # A lifetime without end: what is fresh here is fresh by announcement.
     reader = CachedMasteryReader(repository, capacity=1000, lifetime=1e9, timer=HandTurnedTimer())
     feed = RedisMasteryFeed(client, cache=reader)
-    listening = asyncio.create_task(feed.run())
     try:
-        yield Node(repository, reader, feed)
+        async with beside(feed.run()):
+            yield Node(repository, reader, feed)
     finally:
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
         await client.aclose()
 
 

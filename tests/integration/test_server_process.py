@@ -233,6 +233,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "kafka properties not json": ({"MASTERY_KAFKA_PROPERTIES": "{"}, r"MASTERY_KAFKA_PROPERTIES: "),
 }
 
+
 def stopped(**given: str) -> "subprocess.CompletedProcess[str]":
     """Starts a server that must end by itself."""
     process = subprocess.Popen(

@@ -30,7 +30,7 @@ from confluent_kafka import (
 from mastery_grpc.domain.errors import BrokerUnavailable, InvalidInput
 from mastery_grpc.ingest.dead_letters import ATTEMPT_COUNT
 from mastery_grpc.ingest.records import Headers, OutgoingRecord, headers_of
-from mastery_grpc.ingest.session import PUBLISH_TIMEOUT, UNLIMITED
+from mastery_grpc.ingest.session import PUBLISH_TIMEOUT, UNLIMITED, close_producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -363,7 +363,7 @@ class _MarkingProducer:
             raise
 
     def close(self) -> None:
-        self._producer.close()
+        close_producer(self._producer)
 
     def _produce(self, records: Iterable[tuple[int, OutgoingRecord]]) -> None:
         for partition, record in records:

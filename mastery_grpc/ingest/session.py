@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.005
 """How long a batch that has begun waits for more: next to nothing, so that a lone event need not wait."""
 PUBLISH_TIMEOUT = 30.0
+COMMITTED_TIMEOUT = 5.0
+"""Not for long: the group may be waiting for this member to take part in a rebalance."""
 UNLIMITED = 1_000_000_000
 """Bytes, librdkafka's most. It counts before compression, and would refuse what the broker had taken."""
 # librdkafka's own codes are public there and carry an underscore here.
@@ -163,7 +165,7 @@ class KafkaSession:
         with suppress(KafkaException):  # not committed: published once more, then
             self._commit_published()
         self._consumer.close()
-        self._producer.close()
+        close_producer(self._producer)
 
     def _publish_in_transaction(self, records: Iterable[OutgoingRecord], offsets: list[TopicPartition]) -> None:
         self._producer.begin_transaction()
@@ -216,7 +218,7 @@ class KafkaSession:
         if not firsts:
             return
         places = [_position(message, None) for message in firsts.values()]
-        for committed in self._consumer.committed(places, PUBLISH_TIMEOUT):
+        for committed in self._consumer.committed(places, COMMITTED_TIMEOUT):
             if (firsts[committed.partition].offset() or 0) < committed.offset:
                 raise KafkaException(KafkaError(ASSIGNMENT_LOST))
         self._begun.update(firsts)
@@ -258,6 +260,13 @@ class KafkaSession:
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._delivery_error = error
+
+
+def close_producer(producer: Producer) -> None:
+    """Closes a producer; a transaction under way is aborted."""
+    # Of one that was fenced, confluent-kafka 2.16 says so in a way that Python takes for a fault of its own.
+    with suppress(SystemError):
+        producer.close()
 
 
 def _next_offsets(messages: Sequence[Message]) -> list[TopicPartition]:

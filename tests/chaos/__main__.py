@@ -21,6 +21,8 @@ from tests.real.redis_servers import redis_software, standalone
 from tests.real_learners import REPOSITORY
 
 KILLS = "kills"
+DEFAULT_TRANSACTIONS = {"transaction.timeout.ms": 30_000}
+PATIENCE_WITH_TRANSACTIONS = 45.0
 SLICE = 150
 """New events of a round."""
 
@@ -39,7 +41,15 @@ SCENARIOS = {
     KILLS: Entry(scenarios.kills, 200, 12),
     "rebalance storm": Entry(scenarios.storm, 10, 2),
     "zombies": Entry(scenarios.zombies, 12, 3, slices_per_round=2),
-    "broker restart": Entry(scenarios.broker_restart, 6, 2),
+    # The product's own timeout: a transaction that runs out while the broker starts can leave offsets unstable
+    # for ever, a fault of the broker's with clients that speak the first version of the protocol.
+    "broker restart": Entry(
+        scenarios.broker_restart,
+        6,
+        2,
+        kafka_properties=DEFAULT_TRANSACTIONS,
+        short_kafka_properties=DEFAULT_TRANSACTIONS,
+    ),
     "redis restart": Entry(scenarios.redis_restart, 12, 3),
     # A worker must poll that often, and Redis is away for longer.
     "redis paused": Entry(
@@ -107,9 +117,11 @@ def _judge(place: Place, faults: Faults) -> None:
     with place.redis.client() as client:
         place.ledger.check_redis(client, place.ledger.events, faults)
     with closing(TopicReader(place.kafka.bootstrap_servers, place.topics.results)) as results:
-        deadline = time.monotonic() + 4 * TRANSACTION_TIMEOUT_MS / 1000
+        deadline = time.monotonic() + PATIENCE_WITH_TRANSACTIONS
         while results.has_open_transactions() and time.monotonic() < deadline:
             time.sleep(0.2)
+        if results.has_open_transactions():
+            faults.note("hanging_transactions", "read-committed readers are kept from the end of the results")
         place.ledger.check_results(results.read(), faults)
     with closing(TopicReader(place.kafka.bootstrap_servers, place.topics.dead_letters)) as dead_letters:
         faults.dead_letters += len(dead_letters.read())

@@ -37,6 +37,8 @@ class Faults:
     inconsistent_results: int = 0
     """Gaps in a student's versions, ids that occur twice, levels that do not follow from each other."""
     dead_letters: int = 0
+    hanging_transactions: int = 0
+    """Nobody works on them any more, and the broker has not ended them: what stands behind is not to be seen."""
     not_caught_up: int = 0
     """The group stood still for longer than anybody would wait."""
     details: list[str] = field(default_factory=list)

@@ -52,7 +52,7 @@ class BadProxy:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        with suppress(OSError, asyncio.CancelledError):
             its_reader, its_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             ways = {
                 asyncio.ensure_future(self._requests(reader, its_writer)),

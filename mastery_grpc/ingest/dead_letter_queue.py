@@ -30,7 +30,7 @@ from confluent_kafka import (
 from mastery_grpc.domain.errors import BrokerUnavailable, InvalidInput
 from mastery_grpc.ingest.dead_letters import ATTEMPT_COUNT
 from mastery_grpc.ingest.records import Headers, OutgoingRecord, headers_of
-from mastery_grpc.ingest.session import PUBLISH_TIMEOUT, UNLIMITED, close_producer
+from mastery_grpc.ingest.session import PUBLISH_TIMEOUT, UNLIMITED, close_producer, produce
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -367,19 +367,7 @@ class _MarkingProducer:
 
     def _produce(self, records: Iterable[tuple[int, OutgoingRecord]]) -> None:
         for partition, record in records:
-            while True:
-                try:
-                    self._producer.produce(
-                        record.topic,
-                        key=record.key,
-                        value=record.value,
-                        headers=record.headers,
-                        partition=partition,
-                        on_delivery=self._on_delivery,
-                    )
-                    break
-                except BufferError:  # the local queue is full: give it time to drain
-                    self._producer.poll(POLL_SECONDS)
+            produce(self._producer, record, self._on_delivery, partition=partition)
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

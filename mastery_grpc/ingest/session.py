@@ -17,7 +17,7 @@ from mastery_grpc.ingest.records import OutgoingRecord
 from mastery_grpc.ingest.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from mastery_grpc.ingest.topics import KafkaAccess
 
@@ -26,6 +26,8 @@ GATHER_SECONDS = 0.005
 PUBLISH_TIMEOUT = 30.0
 COMMITTED_TIMEOUT = 5.0
 """Not for long: the group may be waiting for this member to take part in a rebalance."""
+ANY_PARTITION = -1
+"""Leaves the partition to the key."""
 UNLIMITED = 1_000_000_000
 """Bytes, librdkafka's most. It counts before compression, and would refuse what the broker had taken."""
 # librdkafka's own codes are public there and carry an underscore here.
@@ -190,18 +192,7 @@ class KafkaSession:
 
     def _produce(self, records: Iterable[OutgoingRecord]) -> None:
         for record in records:
-            while True:
-                try:
-                    self._producer.produce(
-                        record.topic,
-                        key=record.key,
-                        value=record.value,
-                        headers=record.headers,
-                        on_delivery=self._on_delivery,
-                    )
-                    break
-                except BufferError:  # the local queue is full: give it time to drain
-                    self._producer.poll(0.1)
+            produce(self._producer, record, self._on_delivery)
         self._producer.poll(0)
 
     def _check_start(self, messages: Sequence[Message]) -> None:
@@ -260,6 +251,29 @@ class KafkaSession:
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._delivery_error = error
+
+
+def produce(
+    producer: Producer,
+    record: OutgoingRecord,
+    on_delivery: Callable[[KafkaError | None, Message], None],
+    *,
+    partition: int = ANY_PARTITION,
+) -> None:
+    """Hands a record to the producer; waits only while its queue is full."""
+    while True:
+        try:
+            producer.produce(
+                record.topic,
+                key=record.key,
+                value=record.value,
+                headers=record.headers,
+                partition=partition,
+                on_delivery=on_delivery,
+            )
+            break
+        except BufferError:
+            producer.poll(0.1)
 
 
 def close_producer(producer: Producer) -> None:

@@ -73,13 +73,10 @@ class RedisStudentRepository:
         self._processed_lifetime = _seconds(retention.processed)
         self._guard = nullcontext if breaker is None else breaker.guard
         self._lifetimes = [
-            _seconds(lifetime)
-            for lifetime in (
-                retention.event_log,
-                retention.processed,
-                retention.activity,
-                retention.snapshots,
-            )
+            _seconds(retention.event_log),
+            self._processed_lifetime,
+            _seconds(retention.activity),
+            self._snapshot_lifetime,
         ]
 
     async def load(self, wanted: Mapping[StudentKey, Sequence[str]]) -> list[LoadedStudent]:

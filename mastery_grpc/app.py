@@ -36,6 +36,7 @@ from mastery_grpc.storage.connection import Replicas, connect
 from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.keys import Retention
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
+from mastery_grpc.telemetry import observe_breakers, served_metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -118,17 +119,18 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     )
     rules = settings.scoring_rules()
     async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(_storage(settings, _breaker(settings, StorageUnavailable)))
+        breakers = {"redis": _breaker(settings, StorageUnavailable)}
+        storage = await stack.enter_async_context(_storage(settings, breakers["redis"]))
         request_log = None
         if settings.kafka_bootstrap_servers:
+            breakers["kafka"] = _breaker(settings, BrokerUnavailable)
             request_log = KafkaRequestLog(
-                kafka_access(settings),
-                timeout=settings.kafka_timeout,
-                breaker=_breaker(settings, BrokerUnavailable),
+                kafka_access(settings), timeout=settings.kafka_timeout, breaker=breakers["kafka"]
             )
             stack.push_async_callback(asyncio.to_thread, request_log.close)
         else:
             log.warning("no kafka is set: events are applied, but no results are published")
+        observe_breakers(breakers)
         accept = AcceptEvents(storage.apply, request_log)
         servicer = MasteryServicer(
             read=ReadMastery(storage.reader, storage.repository),
@@ -206,9 +208,11 @@ async def until_signalled() -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Serves the API until signalled."""
-    async with running_server(settings):
-        await until_signalled()
+    """Serves the API, and the metrics of it, until signalled."""
+    _check_port(settings.grpc_host, settings.metrics_port, "METRICS_PORT")
+    with served_metrics(settings.grpc_host, settings.metrics_port):
+        async with running_server(settings):
+            await until_signalled()
 
 
 async def ingest(settings: Settings) -> None:

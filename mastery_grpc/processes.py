@@ -19,8 +19,8 @@ RESTART_DELAY = 1.0
 log = structlog.get_logger(__name__)
 
 
-def run_processes(target: Callable[[], None], count: int) -> None:
-    """Runs `target` in `count` processes until SIGTERM or SIGINT, and returns when all have ended.
+def run_processes(target: Callable[[int], None], count: int) -> None:
+    """Runs `target(0)` to `target(count - 1)` in processes until SIGTERM or SIGINT; returns when all have ended.
 
     They are spawned, not forked: neither gRPC nor librdkafka survives a fork.
     """
@@ -34,7 +34,7 @@ def run_processes(target: Callable[[], None], count: int) -> None:
         signal.signal(number, stop)
 
     def start(index: int) -> SpawnProcess:
-        process = context.Process(target=target, name=f"server-{index}")
+        process = context.Process(target=target, args=(index,), name=f"server-{index}")
         process.start()
         return process
 

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     grpc_max_connection_age: Seconds = 300.0
     grpc_max_connection_age_grace: Seconds = 60.0
 
+    metrics_port: Port = 9464
+    """Where the server shows its metrics to Prometheus. Several processes take the ports from this one on."""
+
     breaker_failures: Annotated[int, Field(ge=1)] = 5
     """So many failures of Redis, or of Kafka, in a row, and the server answers UNAVAILABLE at once."""
     breaker_open_seconds: Seconds = 2.0

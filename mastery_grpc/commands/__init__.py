@@ -121,6 +121,7 @@ def simulate(
     typer.echo(f"sent {count} events of {learners} learners")
 
 
-def _serve_one(settings: Settings) -> None:
+def _serve_one(settings: Settings, index: int) -> None:
     log_json()
-    run_async(app.serve(settings))
+    port = settings.metrics_port and settings.metrics_port + index
+    run_async(app.serve(settings.model_copy(update={"metrics_port": port})))

@@ -96,6 +96,7 @@ class Place:
             "INGEST_HEALTH_PORT": str(health),
             "GRPC_HOST": "127.0.0.1",
             "GRPC_PORT": str(serve),
+            "METRICS_PORT": "0",
             "JWT_SECRET": SECRET,
         }
 

@@ -108,6 +108,7 @@ def bench_calls(rounds: int, seconds: float) -> Figures:
             "MASTERY_REDIS_URL": redis_server.url,
             "MASTERY_GRPC_HOST": "127.0.0.1",
             "MASTERY_GRPC_PORT": str(full_port),
+            "MASTERY_METRICS_PORT": "0",
             "MASTERY_JWT_SECRET": SECRET,
         }
         bare = stack.enter_context(started(this_bench("serve-bare", str(bare_port)), {}, directory))

@@ -23,7 +23,7 @@ from mastery_grpc.ingest.topics import create_topics
 from mastery_grpc.settings import PREFIX, Settings
 from tests.fuzz.decoder import RecordInHand, resident_bytes
 from tests.fuzz.records import FuzzedRecord, fuzzed_records, valid_records
-from tests.integration.test_ingest_worker import Log, Read, Record, assert_folded, causes, settings_for
+from tests.integration.ingesting import Log, Read, Record, assert_folded, causes, settings_for
 from tests.real.kafka_brokers import MasteryTopics, kafka
 from tests.real.processes import ServerProcess, scratch_directory
 from tests.real.redis_servers import standalone

@@ -4,32 +4,20 @@ import asyncio
 import json
 import time
 import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mastery.v1 import events_pb2, mastery_pb2, mastery_service_pb2, mastery_service_pb2_grpc
-from mastery_grpc.app import kafka_access, running_server, running_worker
-from mastery_grpc.application.apply_events import ApplyEvents
-from mastery_grpc.application.student_update import Delivery
+from mastery.v1 import events_pb2, mastery_service_pb2, mastery_service_pb2_grpc
+from mastery_grpc.app import kafka_access, running_worker
 from mastery_grpc.domain.events import LearningEvent
 from mastery_grpc.ingest.topics import MAX_RECORD_BYTES, create_topics
-from mastery_grpc.rpc.authentication import Caller, Role, issue_token
 from mastery_grpc.settings import Settings
-from mastery_grpc.storage.connection import connect
-from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import (
-    DEFAULT_RULES,
     activity,
     at,
     calculation,
@@ -39,326 +27,30 @@ from tests.builders import (
     quiz,
     student,
 )
+from tests.integration.ingesting import (
+    DLQ_HEADERS,
+    KIBIBYTE,
+    PROTOBUF,
+    RESULT_IDS,
+    Log,
+    Record,
+    assert_folded,
+    bent,
+    causes,
+    events_of_all_types,
+    everything_in,
+    json_record,
+    many_events,
+    one_each,
+    protobuf_record,
+    settings_for,
+    to_proto,
+    until,
+    until_consumed,
+    work,
+)
 from tests.real.kafka_brokers import KafkaBroker, MasteryTopics
 from tests.real.redis_servers import RedisServer
-from tests.reference_fold import fold_events
-
-SECRET = "a secret of the tests that is long enough"
-PROTOBUF = ("content-type", b"application/x-protobuf")
-RESULT_IDS = uuid.UUID("7d1c8f6e-3b0a-5c1e-9a55-1f0f5d0c2b11")
-PATIENCE = 40.0
-KIBIBYTE = 1024
-OF_THE_KEY = -1
-"""The partition that the key decides."""
-DLQ_HEADERS = {
-    "dlq-error-class",
-    "dlq-error-message",
-    "dlq-original-topic",
-    "dlq-original-partition",
-    "dlq-original-offset",
-    "dlq-original-timestamp",
-    "dlq-time",
-    "dlq-attempt-count",
-}
-
-Headers = list[tuple[str, bytes | None]]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a test sends; without a partition the key decides."""
-
-    value: bytes | None
-    key: bytes | None = b"student_12345"
-    headers: Headers = field(default_factory=list)
-    partition: int | None = None
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a read-committed reader got."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-
-    @property
-    def header(self) -> dict[str, bytes | None]:
-        return dict(self.headers)
-
-    @property
-    def json(self) -> dict[str, Any]:
-        assert self.value is not None
-        decoded: dict[str, Any] = json.loads(self.value)
-        return decoded
-
-
-def json_record(event: LearningEvent, *, partition: int | None = None) -> Record:
-    value = json.dumps(flat(event)).encode()
-    return Record(value, key=event.student.student_id.encode(), partition=partition)
-
-
-def protobuf_record(event: LearningEvent, *, partition: int | None = None) -> Record:
-    value = to_proto(event).SerializeToString()
-    return Record(value, key=event.student.student_id.encode(), headers=[PROTOBUF], partition=partition)
-
-
-def to_proto(event: LearningEvent) -> events_pb2.LearningEvent:
-    shape = flat(event)
-    message = events_pb2.LearningEvent(event_id=event.event_id, student_id=event.student.student_id)
-    message.school_id = event.student.school_id
-    message.event_time.CopyFrom(proto_time(event.event_time))
-    match shape["event_type"]:
-        case "exercise.completion.submitted":
-            message.exercise_completion_submitted.total_exercises = shape["total_exercises"]
-            message.exercise_completion_submitted.completed_exercises = shape["completed_exercises"]
-        case "quiz.performance.submitted":
-            message.quiz_performance_submitted.total_questions = shape["total_questions"]
-            message.quiz_performance_submitted.correct_answers = shape["correct_answers"]
-        case "quality.assessment.completed":
-            message.quality_assessment_completed.correctness_score = shape["correctness_score"]
-        case "consistency.activity.recorded":
-            message.consistency_activity_recorded.SetInParent()
-            if "consistency_score" in shape:
-                message.consistency_activity_recorded.consistency_score = shape["consistency_score"]
-        case "mastery.calculation.requested":
-            components = mastery_pb2.Components(**shape["components"])
-            message.mastery_calculation_requested.components.CopyFrom(components)
-    return message
-
-
-def proto_time(time: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
-
-
-class Log:
-    """The broker as the tests see it. Everything here blocks, so tests call it in a thread."""
-
-    def __init__(self, broker: KafkaBroker, settings: Settings) -> None:
-        self._servers = broker.bootstrap_servers
-        self._settings = settings
-
-    def send(self, records: Iterable[Record], **properties: Any) -> list[str]:
-        """Produces the records and returns where each stands, as topic/partition/offset."""
-        places: dict[int, str] = {}
-
-        def note(index: int) -> Callable[[KafkaError | None, Message], None]:
-            def on_delivery(error: KafkaError | None, message: Message) -> None:
-                assert error is None, error
-                places[index] = f"{message.topic()}/{message.partition()}/{message.offset()}"
-
-            return on_delivery
-
-        topic = self._settings.kafka_requests_topic
-        with Producer({"bootstrap.servers": self._servers, **properties}) as producer:
-            for index, record in enumerate(records):
-                producer.produce(
-                    topic,
-                    record.value,
-                    record.key,
-                    OF_THE_KEY if record.partition is None else record.partition,
-                    note(index),
-                    headers=list(record.headers),
-                )
-                producer.poll(0)
-            assert producer.flush(30) == 0
-        return [places[index] for index in range(len(places))]
-
-    def results(self) -> list[Read]:
-        return self._read(self._settings.kafka_results_topic)
-
-    def dead_letters(self) -> list[Read]:
-        return self._read(self._settings.kafka_dlq_topic)
-
-    def behind(self) -> int:
-        """Returns how many records of the requests the group has not committed yet."""
-        with closing(self._consumer(self._settings.ingest_group)) as consumer:
-            behind = 0
-            for place in consumer.committed(self._partitions(consumer, self._settings.kafka_requests_topic), 20):
-                first, end = consumer.get_watermark_offsets(place, timeout=20)
-                behind += end - (place.offset if place.offset >= 0 else first)
-            return behind
-
-    def rewind(self) -> None:
-        """Sets the group, which must be without members, back to the first record."""
-        with closing(self._consumer(self._settings.ingest_group)) as consumer:
-            partitions = self._partitions(consumer, self._settings.kafka_requests_topic)
-            first = [TopicPartition(place.topic, place.partition, 0) for place in partitions]
-            consumer.commit(offsets=first, asynchronous=False)
-
-    def _read(self, topic: str) -> list[Read]:
-        with closing(self._consumer(uuid.uuid4().hex)) as consumer:
-            unread = {place.partition for place in self._partitions(consumer, topic)}
-            consumer.assign([TopicPartition(topic, partition, 0) for partition in unread])
-            read = []
-            while unread:
-                message = consumer.poll(20)
-                assert message is not None, f"no end of {topic} in sight"
-                if (error := message.error()) is None:
-                    headers: Any = message.headers() or []
-                    read.append(Read(message.key(), message.value(), headers))
-                else:
-                    assert error.code() == KafkaError._PARTITION_EOF, error
-                    unread.discard(message.partition() or 0)
-            return read
-
-    def _consumer(self, group: str) -> Consumer:
-        return Consumer(
-            {
-                "bootstrap.servers": self._servers,
-                "group.id": group,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "enable.auto.commit": False,
-            }
-        )
-
-    def _partitions(self, consumer: Consumer, topic: str) -> list[TopicPartition]:
-        known = consumer.list_topics(topic, timeout=20).topics[topic].partitions
-        return [TopicPartition(topic, partition) for partition in known]
-
-
-async def until(is_so: Callable[[], Awaitable[bool]], what: str, *, patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not await is_so():
-        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
-        await asyncio.sleep(0.05)
-
-
-async def until_consumed(log: Log) -> None:
-    """Returns once the group has committed every request there is."""
-
-    async def is_level() -> bool:
-        try:
-            return await asyncio.to_thread(log.behind) == 0
-        except KafkaException:  # the broker is down, or has just come up
-            return False
-
-    await until(is_level, "the worker has caught up")
-
-
-async def work(log: Log, settings: Settings, records: Iterable[Record]) -> None:
-    """Sends records and lets a worker of its own take them in, from beginning to end."""
-    await asyncio.to_thread(log.send, records)
-    async with running_worker(settings):
-        await until_consumed(log)
-
-
-@pytest.fixture
-def settings(kafka_broker: KafkaBroker, topics: MasteryTopics, redis_url: str) -> Settings:
-    return settings_for(kafka_broker, topics, redis_url)
-
-
-def settings_for(broker: KafkaBroker, topics: MasteryTopics, redis_url: str, **others: Any) -> Settings:
-    given: dict[str, Any] = {
-        "redis_url": redis_url,
-        "redis_timeout": 1.0,
-        "kafka_bootstrap_servers": broker.bootstrap_servers,
-        "kafka_requests_topic": topics.requests.name,
-        "kafka_results_topic": topics.results.name,
-        "kafka_dlq_topic": topics.dead_letters.name,
-        "kafka_transactions": broker.isolation,
-        "ingest_group": f"ingest-{uuid.uuid4().hex[:8]}",
-        "ingest_health_port": 0,
-        "grpc_host": "127.0.0.1",
-        "grpc_port": 0,
-        "grpc_drain_timeout": 15.0,
-        "jwt_secret": SECRET,
-    }
-    return Settings(**given | others)
-
-
-@pytest.fixture
-def _group_can_be_rejoined(kafka_broker: KafkaBroker) -> None:
-    if not kafka_broker.isolation:
-        pytest.skip(f"the {kafka_broker.kind} remembers a member that left until its session has run out")
-
-
-@pytest.fixture
-def log(kafka_broker: KafkaBroker, settings: Settings) -> Log:
-    return Log(kafka_broker, settings)
-
-
-def everything_in(server: RedisServer) -> dict[str, Any]:
-    """Returns all that Redis holds, lifetimes aside."""
-    held: dict[str, Any] = {}
-    with server.client() as client:
-        for key in client.scan_iter(count=1000):
-            held[key] = client.xrange(key) if client.type(key) == "stream" else client.get(key)
-    return held
-
-
-def assert_folded(server: RedisServer, events: Iterable[LearningEvent]) -> None:
-    """What Redis holds of these events' students is what the rules of scoring make of them."""
-    folded = fold_events([flat(event) for event in events])
-    held = everything_in(server)
-    snapshots = {
-        f"{student_key(*name)}:mastery:{day}": mastery
-        for name, reference in folded.items()
-        for day, mastery in reference.days.items()
-    }
-    current = {
-        f"{student_key(*name)}:profile:current_mastery": reference.mastery for name, reference in folded.items()
-    }
-    assert {key for key in held if is_mastery(key)} == snapshots.keys() | current.keys()
-    for key, expected in (snapshots | current).items():
-        stored = json.loads(held[key])
-        assert stored["mastery_score"] == pytest.approx(expected.score, abs=1e-9), key
-        assert stored["level"] == expected.level, key
-        assert stored["version"] == expected.version, key
-        parts = {part["component"]: part["score"] for part in stored["breakdown"]}
-        assert parts == pytest.approx(expected.components, abs=1e-9), key
-    for key in snapshots:
-        parts = {name: float(held[f"{key}:{name}"]) for name in snapshots[key].components}
-        assert parts == pytest.approx(snapshots[key].components, abs=1e-9), key
-
-
-def student_key(school_id: str, student_id: str) -> str:
-    school = f"school:{school_id}:" if school_id else ""
-    return f"{school}student:{{{student_id}}}"
-
-
-def is_mastery(key: str) -> bool:
-    kind = key.partition("}:")[2].split(":")
-    return kind == ["profile", "current_mastery"] or (kind[0] == "mastery" and len(kind) == 2)
-
-
-def causes(results: Iterable[Read], event_type: bytes = b"mastery.updated") -> Counter[str]:
-    return Counter(
-        result.json["cause_event_id"] for result in results if result.header["event-type"] == event_type
-    )
-
-
-def one_each(events: Iterable[LearningEvent]) -> Counter[str]:
-    return Counter({event.event_id: 1 for event in events})
-
-
-def events_of_all_types(of: str = "s1") -> list[LearningEvent]:
-    who = student(of)
-    return [
-        exercise(3, 4, number=1, of=who),
-        quiz(7, 10, number=2, time=at(1), of=who),
-        quality(0.6, number=3, time=at(1, hours=11), of=who),
-        activity(0.5, number=4, time=at(2), of=who),
-        calculation(0.8, number=5, time=at(3), of=who),
-        quiz(1, 10, number=6, time=at(4), of=who),
-    ]
-
-
-def many_events(count: int, *, students: int = 20) -> list[LearningEvent]:
-    return [
-        quiz(
-            number % 11,
-            10,
-            number=number + 1,
-            time=at(number % 5, seconds=number),
-            of=student(f"s{number % students}"),
-        )
-        for number in range(count)
-    ]
-
 
 # --- what is applied, and what is said about it -----------------------------------------------------------
 
@@ -461,12 +153,6 @@ async def test_late_events_refold_the_state_and_rewrite_the_later_snapshots(
 
 
 # --- bad records ------------------------------------------------------------------------------------------
-
-
-def bent(event: LearningEvent, **fields: Any) -> bytes:
-    """Returns an event's JSON with fields changed, or dropped where None."""
-    shape = {name: value for name, value in (flat(event) | fields).items() if value is not None}
-    return json.dumps(shape).encode()
 
 
 GOOD = quiz(1, 2, number=77)
@@ -614,228 +300,6 @@ async def test_a_blob_does_not_stop_its_partition(
         assert letter.header["dlq-error-class"] == b"InvalidInput"
     finally:
         kafka_broker.delete_topics(*own.all)
-
-
-# --- redelivery and duplicates ----------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("_group_can_be_rejoined")
-async def test_records_consumed_again_change_nothing(
-    log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    events = [*many_events(60), quiz(1, 3, number=900, time=at(-2), of=student("s1"))]
-    await work(log, settings, map(json_record, events))
-    before, told = everything_in(redis_server), {result.json["event_id"] for result in log.results()}
-    assert sum(key.endswith(":events") for key in before) == 20
-
-    log.rewind()
-    assert log.behind() == len(events)
-    async with running_worker(settings):
-        await until_consumed(log)
-
-    assert everything_in(redis_server) == before
-    assert {result.json["event_id"] for result in log.results()} == told  # nothing that a reader cannot drop
-    assert log.dead_letters() == []
-
-
-async def test_an_event_sent_twice_gives_one_result(
-    log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    events = many_events(40)
-    records = [json_record(event) for event in events]
-    await asyncio.to_thread(log.send, [*records, *records])  # in one batch
-    async with running_worker(settings):
-        await until_consumed(log)
-        before = everything_in(redis_server)
-        await asyncio.to_thread(log.send, records)  # and in another
-        await until_consumed(log)
-    assert causes(log.results()) == one_each(events)
-    assert everything_in(redis_server) == before
-    assert_folded(redis_server, events)
-
-
-async def test_an_id_in_capitals_is_the_same_id(log: Log, settings: Settings, redis_server: RedisServer) -> None:
-    event = quiz(1, 2, number=0xABCDEF)
-    await work(log, settings, [json_record(event), Record(bent(event, event_id=event.event_id.upper()))])
-    assert causes(log.results()) == one_each([event])
-    assert_folded(redis_server, [event])
-
-
-async def test_what_was_applied_but_not_published_is_published_by_redelivery(
-    log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    """The crash between the commit to Redis and the transaction."""
-    events = many_events(30)
-    places = log.send(map(json_record, events))
-    halfway = [Delivery(*pair) for pair in zip(events, places, strict=True)][:17]
-    await apply_without_publishing(settings, halfway)
-    assert log.results() == []
-    async with running_worker(settings):
-        await until_consumed(log)
-    results = log.results()
-    assert causes(results) == one_each(events)
-    assert len({result.json["event_id"] for result in results}) == len(results)
-    assert_folded(redis_server, events)
-
-
-@pytest.mark.usefixtures("_group_can_be_rejoined")
-async def test_the_results_of_a_crashed_attempt_are_those_of_an_undisturbed_one(
-    log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    events = many_events(30)
-    places = log.send(map(json_record, events))
-    async with running_worker(settings):
-        await until_consumed(log)
-    undisturbed = {result.json["event_id"]: result.json for result in log.results()}
-    redis_server.flush()
-    log.rewind()
-    await apply_without_publishing(settings, [Delivery(*pair) for pair in zip(events, places, strict=True)])
-    async with running_worker(settings):
-        await until_consumed(log)
-    results = log.results()
-    assert len(results) == 2 * len(undisturbed)
-    assert all(result.json == undisturbed[result.json["event_id"]] for result in results)
-
-
-async def apply_without_publishing(settings: Settings, deliveries: Sequence[Delivery]) -> None:
-    client = connect(settings.redis_url, timeout=5)
-    try:
-        retention = Retention()
-        repository = RedisStudentRepository(client, retention=retention)
-        apply = ApplyEvents(
-            repository, rules=DEFAULT_RULES, log_retention=retention.event_log, clock=lambda: datetime.now(UTC)
-        )
-        outcomes = await apply(deliveries)
-        assert all(outcome.results for outcome in outcomes)
-    finally:
-        await client.aclose()
-
-
-# --- bad weather ------------------------------------------------------------------------------------------
-
-
-async def test_nothing_is_lost_or_refused_while_redis_is_down(
-    log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    events = many_events(400)
-    records = [json_record(event) for event in events]
-    async with running_worker(settings):
-        await asyncio.to_thread(log.send, records[:100])
-        await until_consumed(log)
-        redis_server.kill()
-        await asyncio.to_thread(log.send, records[100:300])
-        await asyncio.sleep(2)
-        assert await asyncio.to_thread(log.behind) == 200
-        await asyncio.to_thread(redis_server.restart)
-        await asyncio.to_thread(log.send, records[300:])
-        await until_consumed(log)
-    assert log.dead_letters() == []
-    assert causes(log.results()) == one_each(events)
-    assert_folded(redis_server, events)
-
-
-async def test_nothing_is_lost_or_refused_when_redis_dies_at_work(
-    log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    events = many_events(3000, students=100)
-    await asyncio.to_thread(log.send, map(json_record, events))
-
-    async def is_at_work() -> bool:
-        return await asyncio.to_thread(log.behind) < len(events)
-
-    async with running_worker(settings.model_copy(update={"ingest_batch_size": 50})):
-        await until(is_at_work, "the first batch")
-        for _ in range(3):
-            redis_server.kill()
-            await asyncio.sleep(0.2)
-            await asyncio.to_thread(redis_server.restart)
-            await asyncio.sleep(0.3)
-        await until_consumed(log)
-    assert log.dead_letters() == []
-    assert causes(log.results()) == one_each(events)
-    assert_folded(redis_server, events)
-
-
-async def test_nothing_is_lost_or_refused_while_redis_cannot_take_writes(
-    log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    events = many_events(50)
-    await asyncio.to_thread(log.send, map(json_record, events))
-    with redis_server.client() as client:
-        client.config_set("maxmemory", 1)
-        try:
-            async with running_worker(settings):
-                await asyncio.sleep(3)
-                assert await asyncio.to_thread(log.behind) == 50
-                client.config_set("maxmemory", 0)
-                await until_consumed(log)
-        finally:
-            client.config_set("maxmemory", 0)
-    assert log.dead_letters() == []
-    assert causes(log.results()) == one_each(events)
-    assert_folded(redis_server, events)
-
-
-async def test_a_broker_that_restarts_is_waited_for(
-    kafka_broker: KafkaBroker, log: Log, settings: Settings, redis_server: RedisServer
-) -> None:
-    if not kafka_broker.restartable:
-        pytest.skip(f"the {kafka_broker.kind} cannot be restarted")
-    events = many_events(100)
-    async with running_worker(settings):
-        await asyncio.to_thread(log.send, map(json_record, events[:50]))
-        await until_consumed(log)
-        await asyncio.to_thread(kafka_broker.kill)
-        await asyncio.to_thread(kafka_broker.restart)
-        await asyncio.to_thread(log.send, map(json_record, events[50:]))
-        await until_consumed(log)
-    assert log.dead_letters() == []
-    assert causes(log.results()) == one_each(events)
-    assert_folded(redis_server, events)
-
-
-# --- both doors -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("worker_runs", [True, False], ids=["beside the worker", "before the worker starts"])
-async def test_events_by_grpc_are_readable_at_once_and_give_one_result_each(
-    log: Log, settings: Settings, redis_server: RedisServer, worker_runs: bool
-) -> None:
-    events = many_events(200)
-    if worker_runs:
-        async with running_worker(settings):
-            await ingest_by_grpc(settings, events)
-            await until_consumed(log)
-    else:
-        await ingest_by_grpc(settings, events)
-        assert log.behind() == len(events)
-        assert log.results() == []
-        async with running_worker(settings):
-            await until_consumed(log)
-    assert causes(log.results()) == one_each(events)
-    assert log.dead_letters() == []
-    assert_folded(redis_server, events)
-
-
-async def ingest_by_grpc(settings: Settings, events: Sequence[LearningEvent]) -> None:
-    """Ingests call by call, and reads after each what it has just written."""
-    seen: Counter[str] = Counter()
-    caller = Caller("tests", Role.SERVICE, "")
-    token = issue_token(
-        caller, secret=SECRET, algorithm="HS256", expires_at=time.time() + 600, issuer=None, audience=None
-    )
-    metadata = (("authorization", f"Bearer {token}"),)
-    async with running_server(settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = mastery_service_pb2_grpc.MasteryServiceStub(channel)
-        for start in range(0, len(events), 20):
-            part = events[start : start + 20]
-            request = mastery_service_pb2.IngestEventsRequest(events=map(to_proto, part))
-            answer = await stub.IngestEvents(request, metadata=metadata, timeout=20)
-            assert [result.accepted for result in answer.results] == [True] * len(part)
-            seen.update(event.student.student_id for event in part)
-            batch = mastery_service_pb2.BatchGetMasteryRequest(student_ids=list(seen))
-            read = await stub.BatchGetMastery(batch, metadata=metadata, timeout=20)
-            assert {result.student_id: result.mastery.version for result in read.results} == dict(seen)
 
 
 # --- the worker as a process ------------------------------------------------------------------------------

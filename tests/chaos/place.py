@@ -19,6 +19,7 @@ from tests.chaos.dying_worker import Step
 from tests.chaos.ledger import Ledger
 from tests.chaos.traffic import EventJson, encoded
 from tests.real.kafka_brokers import ApacheKafka, MasteryTopics
+from tests.real.kafka_cluster import ApacheKafkaCluster
 from tests.real.processes import ServerProcess
 from tests.real.redis_servers import RedisServer
 from tests.real_learners import REPOSITORY
@@ -88,7 +89,7 @@ class Worker(ServerProcess):
 class Place:
     """One deployment; leaving it ends its workers."""
 
-    kafka: ApacheKafka
+    kafka: ApacheKafka | ApacheKafkaCluster
     redis: RedisServer
     directory: Path
     rng: random.Random

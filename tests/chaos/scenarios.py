@@ -13,6 +13,7 @@ from tests.chaos.ledger import Faults, TopicReader
 from tests.chaos.place import SESSION_TIMEOUT_MS, Fate, Place, Worker
 from tests.chaos.proxy import BadProxy
 from tests.chaos.traffic import EventJson
+from tests.real.kafka_cluster import ApacheKafkaCluster
 
 STREAM_SECONDS = 1.0
 LOOK_EVERY = 10
@@ -174,24 +175,30 @@ def zombies(run: Run) -> None:
 
 
 def broker_restart(run: Run) -> None:
-    """The broker is stopped or killed, and started again, while events flow."""
+    """One of three brokers is stopped or killed, and started again, while events flow; each round another one."""
     place, rng = run.place, run.rng
+    cluster = place.kafka
+    assert isinstance(cluster, ApacheKafkaCluster)
     for worker in (place.start_worker(), place.start_worker()):
         worker.until_ingesting()
+    cluster.until_in_sync()
+    victim = None
     for number in range(run.rounds):
+        victim = rng.choice([node for node in cluster.nodes if node is not victim])
         events = next(run.slices)
         sending = place.stream(events, 2 * STREAM_SECONDS)
         time.sleep(rng.uniform(0.2, 1.5))
         gone = time.monotonic()
         if number % 2:
-            place.kafka.stop()
+            victim.stop()
         else:
-            place.kafka.kill()
+            victim.kill()
             run.figures.kills += 1
         time.sleep(rng.uniform(0, 2))
-        place.kafka.start()
+        victim.launch()
         sending.result()
         run.done("broker stopped" if number % 2 else "broker killed", gone, events)
+        cluster.until_in_sync()  # as who restarts brokers one by one would: the next one must be dispensable too
 
 
 def redis_restart(run: Run) -> None:

@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,6 +23,7 @@ from tests.real.kafka_installation import (
     fetch,
     planned_installation,
 )
+from tests.real.kafka_node import Node, server_properties
 from tests.real.processes import ServerProcess, free_ports, scratch_directory
 
 ADDRESS_VARIABLE = "MASTERY_TEST_KAFKA"
@@ -83,17 +84,18 @@ class KafkaBroker(Protocol):
         """Undo whatever an earlier test did to it."""
 
 
-class _Administered:
+class Administered:
     """Topics through the broker's own admin API."""
 
     bootstrap_servers: str
+    replication_factor = 1
 
     def create_topics(self, *topics: Topic) -> None:
         wanted = [
             NewTopic(
                 topic.name,
                 num_partitions=topic.partitions,
-                replication_factor=1,
+                replication_factor=self.replication_factor,
                 config={"retention.ms": str(topic.retention // timedelta(milliseconds=1))},
             )
             for topic in topics
@@ -101,6 +103,12 @@ class _Administered:
         with self._admin() as admin:
             for created in admin.create_topics(wanted).values():
                 created.result()
+            # Created is what the controller knows; the broker's own metadata follow a moment later.
+            names, deadline = {topic.name for topic in topics}, time.monotonic() + 10
+            while not names <= admin.list_topics(timeout=10).topics.keys():
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no sign of the topics {names}")
+                time.sleep(0.01)
 
     def delete_topics(self, *topics: Topic) -> None:
         with self._admin() as admin:
@@ -111,27 +119,45 @@ class _Administered:
         return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
 
-class ApacheKafka(_Administered):
-    """A broker and its controller in one JVM; its port and its records outlast a restart."""
+class ApacheKafka(Administered):
+    """A broker and its controller in one JVM; its port and its records outlast a restart.
+
+    The directory holds its formatted storage; the quorum is all nodes, its own among them. Options of the JVM
+    come after the usual ones, and win.
+    """
 
     isolation = True
     restartable = True
 
-    def __init__(self, installation: KafkaInstallation, directory: Path) -> None:
-        self.kind = _apache_kind(installation)
-        self._port, controller_port = free_ports(2)
-        self.bootstrap_servers = f"127.0.0.1:{self._port}"
-        installation.lay_storage(directory / "storage")
+    def __init__(
+        self,
+        installation: KafkaInstallation,
+        directory: Path,
+        node: Node,
+        quorum: Sequence[Node],
+        jvm_options: Sequence[str] = (),
+    ) -> None:
+        self.kind = apache_kind(installation)
+        self._port = node.port
+        self.bootstrap_servers = f"127.0.0.1:{node.port}"
         properties = directory / "server.properties"
-        properties.write_text(_server_properties(directory / "storage", self._port, controller_port))
-        self._process = ServerProcess(installation.command("kafka.Kafka", str(properties)), directory)
+        properties.write_text(server_properties(directory / "storage", node, quorum))
+        command = installation.command(*jvm_options, "kafka.Kafka", str(properties))
+        self._process = ServerProcess(command, directory)
 
     @property
     def running(self) -> bool:
         return self._process.running
 
     def start(self, patience: float = 60.0) -> None:
+        self.launch()
+        self.until_ready(patience)
+
+    def launch(self) -> None:
+        """Start it, and do not wait for it."""
         self._process.start()
+
+    def until_ready(self, patience: float) -> None:
         deadline = time.monotonic() + patience
         while not self._ready():
             if not self.running or time.monotonic() > deadline:
@@ -207,7 +233,7 @@ class MockKafka:
         """Nothing: it never stopped."""
 
 
-class ExternalKafka(_Administered):
+class ExternalKafka(Administered):
     """A broker that somebody else runs."""
 
     isolation = True
@@ -232,7 +258,9 @@ def apache_kafka() -> Iterator[ApacheKafka]:
     """One node of Apache Kafka; raises KafkaUnavailableError where it cannot run."""
     installation = fetch()
     with scratch_directory("mastery-kafka-") as directory:
-        broker = ApacheKafka(installation, directory)
+        installation.lay_storage(directory / "storage")
+        node = Node(NODE_ID, *free_ports(2))
+        broker = ApacheKafka(installation, directory, node, [node])
         try:
             broker.start()
             yield broker
@@ -270,47 +298,12 @@ def planned_kafka() -> str:
         installation = planned_installation()
     except KafkaUnavailableError as reason:
         return f"{MOCK_KIND}; no Apache Kafka: {reason}"
-    return _apache_kind(installation) + ("" if installation.present else ", to be fetched by Maven first")
+    return apache_kind(installation) + ("" if installation.present else ", to be fetched by Maven first")
 
 
-def _apache_kind(installation: KafkaInstallation) -> str:
+def apache_kind(installation: KafkaInstallation) -> str:
     return f"Apache Kafka {installation.version} (JVM)"
 
 
 def _external_kind(address: str) -> str:
     return f"broker at {address} ({ADDRESS_VARIABLE})"
-
-
-def _server_properties(storage: Path, port: int, controller_port: int) -> str:
-    properties = {
-        "process.roles": "broker,controller",
-        "node.id": NODE_ID,
-        "controller.quorum.voters": f"{NODE_ID}@127.0.0.1:{controller_port}",
-        "listeners": f"BROKER://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "BROKER",
-        "controller.listener.names": "CONTROLLER",
-        "log.dirs": storage,
-        "auto.create.topics.enable": "false",
-        # One node, few partitions: nothing to replicate, little to create.
-        "offsets.topic.replication.factor": 1,
-        "offsets.topic.num.partitions": 4,
-        "transaction.state.log.replication.factor": 1,
-        "transaction.state.log.min.isr": 1,
-        "transaction.state.log.num.partitions": 4,
-        "share.coordinator.state.topic.replication.factor": 1,
-        "share.coordinator.state.topic.min.isr": 1,
-        "share.coordinator.state.topic.num.partitions": 1,
-        "log.index.size.max.bytes": 1_048_576,  # allocated whole for every partition
-        "log.cleaner.dedupe.buffer.size": 8_388_608,
-        # Tests do not wait: for a killed broker's registration to lapse, for a group's first assignment, for
-        # the session of a killed consumer or the transaction of a killed producer to end.
-        "broker.session.timeout.ms": 2000,
-        "broker.heartbeat.interval.ms": 500,
-        "group.initial.rebalance.delay.ms": 0,
-        "group.min.session.timeout.ms": 500,
-        "group.consumer.min.session.timeout.ms": 500,
-        "group.consumer.min.heartbeat.interval.ms": 100,
-        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
-    }
-    return "".join(f"{name}={value}\n" for name, value in properties.items())

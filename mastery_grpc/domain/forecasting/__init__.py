@@ -1,0 +1,1 @@
+"""Forecasts of a student's mastery, made from the past alone."""

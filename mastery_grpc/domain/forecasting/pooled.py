@@ -1,0 +1,102 @@
+"""The pooled forecaster: one model learned from many students, applied to the past of one."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mastery_grpc.domain.forecasting.distribution import ScoreDistribution, around
+from mastery_grpc.domain.forecasting.features import feature_rows, score_values
+from mastery_grpc.domain.forecasting.forecast import Forecast, ForecastTerms, check_horizons
+from mastery_grpc.domain.forecasting.model_file import PooledModel, read_model
+from mastery_grpc.domain.forecasting.statement import fitted, stated, weights_of
+from mastery_grpc.domain.scoring import SCORE_DIGITS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mastery_grpc.domain.forecasting.forecast import Past
+
+MODEL_FILE = "pooled_model.bin"
+MEAN_SHARE = 0.5
+"""How far the mean of the classes of change goes to that of the trees for the mean."""
+WIDENED_HORIZONS = (7, 14, 30)
+WIDENED_BY = (1.0, 0.67, 0.6)
+"""What the probability outside an interval is multiplied by as well: further ahead it was seen to hold less."""
+
+
+class PooledForecaster:
+    """Learned from many students: classes of change, and the expected change that they are tilted to."""
+
+    name = "pooled"
+
+    def __init__(self, model: PooledModel) -> None:
+        self.model = model
+
+    @property
+    def model_version(self) -> str:
+        return self.model.version
+
+    def forecast(
+        self, pasts: Sequence[Past], horizons: Sequence[int], terms: ForecastTerms
+    ) -> list[list[Forecast]]:
+        check_horizons(horizons)
+        if not pasts or not horizons:
+            return [[] for _ in pasts]
+        rows = feature_rows(pasts, horizons)
+        now = np.array([score_values(past.state, past.rules) for past in pasts]).round(SCORE_DIGITS)
+        now = now.repeat(len(horizons), axis=0)
+        scores = self.distribution(rows, now[:, 0])
+        predicted = scores.mean()
+        lower, upper = self._interval(scores, predicted, np.tile(horizons, len(pasts)), terms.interval_level)
+        weights = np.array([weights_of(past.rules.weights) for past in pasts]).repeat(len(horizons), axis=0)
+        changed = np.clip(now[:, 1:] + self.model.components.predict(rows), 0.0, 1.0)
+        components = fitted(changed, predicted, weights)
+        risk = scores.below(terms.intervention_threshold)
+        figures = zip(
+            *(array.round(SCORE_DIGITS).tolist() for array in (predicted, lower, upper, risk, components)),
+            strict=True,
+        )
+        return [[stated(past, horizon, terms, *next(figures)) for horizon in horizons] for past in pasts]
+
+    def distribution(self, rows: NDArray[np.float32], current: NDArray[np.float64]) -> ScoreDistribution:
+        """Returns the distribution of the score for rows of FEATURES and the scores at their origins.
+
+        The classes of change give its shape; its mean is drawn towards that of trees fitted to the change itself,
+        which have the smaller squared error.
+        """
+        odds = self.model.classes.predict(rows)
+        odds = np.exp(odds - odds.max(axis=1, keepdims=True))
+        scores = around(current, self.model.knots, odds / odds.sum(axis=1, keepdims=True))
+        expected = np.clip(current + self.model.mean.predict(rows)[:, 0], 0.0, 1.0)
+        return scores.tilted(MEAN_SHARE * expected + (1.0 - MEAN_SHARE) * scores.mean())
+
+    def _interval(
+        self,
+        scores: ScoreDistribution,
+        predicted: NDArray[np.float64],
+        horizons: NDArray[np.int64],
+        level: float,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        by_horizon = np.interp(horizons, WIDENED_HORIZONS, WIDENED_BY)
+        tail = np.minimum((1.0 - level) / 2.0 * self.model.widening * by_horizon, 0.5)
+        # Where a change is unlikely but large, the expected score lies beyond the quantiles.
+        lower = np.minimum(scores.quantile(tail), predicted)
+        upper = np.maximum(scores.quantile(1.0 - tail), predicted)
+        return lower, upper
+
+
+@cache
+def shipped_forecaster() -> PooledForecaster:
+    """Returns the forecaster with the model that comes with the package."""
+    return read_forecaster(files(__package__).joinpath(MODEL_FILE).read_bytes())
+
+
+def read_forecaster(data: bytes) -> PooledForecaster:
+    """Returns the forecaster with the model in a file. Raises InvalidModel."""
+    return PooledForecaster(read_model(data))

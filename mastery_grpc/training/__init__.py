@@ -1,0 +1,1 @@
+"""Training the pooled forecaster, and measuring forecasters on students whose future is known."""

@@ -9,18 +9,31 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
-from mastery.v1 import mastery_service_pb2
+from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
 from mastery_grpc.application.accept_events import AcceptEvents
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
+from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.read_mastery import ReadMastery
+from mastery_grpc.application.recommend import Recommend
+from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
 from mastery_grpc.domain.errors import BrokerUnavailable, StorageUnavailable, Unavailable
+from mastery_grpc.domain.forecasting.forecast import ForecastTerms
+from mastery_grpc.domain.forecasting.linear_regression import LinearRegressionForecaster
+from mastery_grpc.domain.forecasting.model_file import InvalidModel
+from mastery_grpc.domain.forecasting.persistence import PersistenceForecaster
+from mastery_grpc.domain.forecasting.pooled import read_forecaster, shipped_forecaster
+from mastery_grpc.domain.forecasting.watched import WatchedForecaster
+from mastery_grpc.domain.intervention import reasons_for
+from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.dead_letters import DeadLetterLimit
 from mastery_grpc.ingest.request_log import KafkaRequestLog
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
@@ -29,23 +42,39 @@ from mastery_grpc.rpc.authentication import TokenVerifier
 from mastery_grpc.rpc.health import Health
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
 from mastery_grpc.rpc.pipeline import CallPipeline
+from mastery_grpc.rpc.prediction_servicer import PredictionServicer
+from mastery_grpc.rpc.recommendation_servicer import RecommendationServicer
 from mastery_grpc.rpc.server import ServerTerms, build_server, health_server
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
 from mastery_grpc.storage.cache import CachedMasteryReader
 from mastery_grpc.storage.connection import Replicas, connect
+from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
 from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.keys import Retention
+from mastery_grpc.storage.redis_advice import RedisAdviceStore
+from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
+from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
+from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
-from mastery_grpc.telemetry import observe_breakers, served_metrics
+from mastery_grpc.telemetry import observe_breakers, observe_forecasts, served_metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     import grpc
+    from google.protobuf.descriptor import ServiceDescriptor
+
+    from mastery_grpc.domain.forecasting.forecast import Forecaster
 
 HEALTH_INTERVAL = 1.0
 RETENTION = Retention()
+COUNTING_INTERVAL = 5.0
+"""Seconds between two writes of what courses did; a crash loses so much of it."""
+COURSE_PULSE_LIFETIME = 60.0
+COURSE_PULSE_CAPACITY = 1000
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
+PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +99,22 @@ def kafka_access(settings: Settings) -> KafkaAccess:
     )
 
 
+def forecaster_of(settings: Settings) -> Forecaster:
+    """Returns the forecaster as set. Raises SettingsError for a model file that cannot be used."""
+    match settings.forecaster:
+        case "persistence":
+            return PersistenceForecaster()
+        case "linear_regression":
+            return LinearRegressionForecaster()
+    if not settings.forecast_model:
+        return shipped_forecaster()
+    try:
+        return read_forecaster(Path(settings.forecast_model).read_bytes())
+    except (OSError, InvalidModel) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SettingsError(f"{PREFIX}FORECAST_MODEL: {settings.forecast_model}: {reason}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class _Storage:
     """Redis, and what both processes do with it."""
@@ -78,6 +123,11 @@ class _Storage:
     apply: ApplyEvents
     feed: RedisMasteryFeed
     reader: CachedMasteryReader
+    count_courses: CountCourses
+    course_pulses: CachedCoursePulses
+    outlooks: RedisOutlookStore
+    advice: RedisAdviceStore
+    issued: RedisIssuedForecasts
 
 
 @asynccontextmanager
@@ -90,8 +140,17 @@ async def _storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncI
         # Half the time: whoever waits for replicas must not be cut off by the timeout of his connection.
         replicas = Replicas(settings.redis_min_replicas, settings.redis_timeout / 2)
         repository = RedisStudentRepository(client, retention=RETENTION, replicas=replicas, breaker=breaker)
+        course_pulses = RedisCoursePulses(client, lifetime=RETENTION.course_pulse, breaker=breaker)
+        count_courses = CountCourses(course_pulses, interval=COUNTING_INTERVAL)
+        advice = RedisAdviceStore(client, retention=RETENTION, replicas=replicas, breaker=breaker)
         apply = ApplyEvents(
-            repository, rules=settings.scoring_rules(), log_retention=RETENTION.event_log, clock=utc_now
+            repository,
+            rules=settings.scoring_rules(),
+            log_retention=RETENTION.event_log,
+            clock=utc_now,
+            advice=settings.advice_config(),
+            feedback=advice,
+            count_courses=count_courses,
         )
         reader = CachedMasteryReader(
             repository,
@@ -99,7 +158,16 @@ async def _storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncI
             lifetime=settings.cache_lifetime,
             timer=time.monotonic,
         )
-        yield _Storage(repository, apply, RedisMasteryFeed(client, cache=reader), reader)
+        cached_pulses = CachedCoursePulses(
+            course_pulses,
+            capacity=COURSE_PULSE_CAPACITY,
+            lifetime=COURSE_PULSE_LIFETIME,
+            timer=time.monotonic,
+        )
+        feed = RedisMasteryFeed(client, cache=reader)
+        outlooks = RedisOutlookStore(client, lifetime=RETENTION.prediction, breaker=breaker)
+        issued = RedisIssuedForecasts(client, retention=RETENTION, breaker=breaker)
+        yield _Storage(repository, apply, feed, reader, count_courses, cached_pulses, outlooks, advice, issued)
     finally:
         await client.aclose()
 
@@ -118,6 +186,10 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
         now=time.time,
     )
     rules = settings.scoring_rules()
+    terms = _forecast_terms(settings)
+    forecaster = WatchedForecaster(
+        forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
+    )
     async with AsyncExitStack() as stack:
         breakers = {"redis": _breaker(settings, StorageUnavailable)}
         storage = await stack.enter_async_context(_storage(settings, breakers["redis"]))
@@ -131,6 +203,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
         else:
             log.warning("no kafka is set: events are applied, but no results are published")
         observe_breakers(breakers)
+        observe_forecasts(forecaster)
         accept = AcceptEvents(storage.apply, request_log)
         servicer = MasteryServicer(
             read=ReadMastery(storage.reader, storage.repository),
@@ -140,18 +213,49 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
             accept=accept,
             watch=WatchMastery(storage.feed, storage.repository),
         )
+        verify = VerifyForecasts(
+            storage.issued,
+            storage.repository,
+            forecaster,
+            terms=terms,
+            rules=rules,
+            clock=utc_now,
+            course_pulses=storage.course_pulses,
+        )
+        predict = PredictMastery(
+            storage.repository,
+            storage.outlooks,
+            forecaster=forecaster,
+            terms=terms,
+            rules=rules,
+            detect_patterns=detect_patterns,
+            reasons_for=reasons_for,
+            clock=utc_now,
+            course_pulses=storage.course_pulses,
+            on_issued=verify.on_issued,
+        )
+        recommend = Recommend(storage.advice, config=settings.advice_config(), clock=utc_now, forecasts=predict)
+        servicers: dict[ServiceDescriptor, object] = {
+            MASTERY_SERVICE: servicer,
+            PREDICTION_SERVICE: PredictionServicer(predict),
+            RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
+        }
         health = Health(
-            services=[MASTERY_SERVICE.full_name], check=storage.repository.ping, interval=HEALTH_INTERVAL
+            services=[service.full_name for service in servicers],
+            check=storage.repository.ping,
+            interval=HEALTH_INTERVAL,
         )
         server = build_server(
             terms=_terms(settings),
             pipeline=CallPipeline(verifier, default_timeout=settings.grpc_default_timeout),
-            servicers={MASTERY_SERVICE: servicer},
+            servicers=servicers,
             health=health,
             with_reflection=settings.grpc_reflection,
         )
         port = _bind(server, settings.grpc_host, settings.grpc_port, "GRPC_PORT", shared=settings.grpc_workers > 1)
-        await stack.enter_async_context(beside(storage.feed.run(), health.run()))
+        await stack.enter_async_context(
+            beside(storage.feed.run(), storage.count_courses.run(), verify.run(), health.run())
+        )
         await server.start()
         stack.push_async_callback(server.stop, settings.grpc_drain_timeout)
         stack.callback(storage.feed.close)
@@ -186,7 +290,7 @@ async def running_worker(settings: Settings) -> AsyncIterator[int]:
         health = Health(services=[], check=check, interval=HEALTH_INTERVAL)
         server = health_server(health, terms=_terms(settings))
         port = _bind(server, settings.grpc_host, settings.ingest_health_port, "INGEST_HEALTH_PORT", shared=False)
-        await stack.enter_async_context(beside(health.run()))
+        await stack.enter_async_context(beside(storage.count_courses.run(), health.run()))
         await server.start()
         stack.push_async_callback(server.stop, 1.0)
         running = asyncio.create_task(worker.run())
@@ -259,6 +363,12 @@ def _check_port(host: str, port: int, setting: str) -> None:
 def _breaker(settings: Settings, unavailable: type[Unavailable]) -> CircuitBreaker:
     terms = BreakerTerms(failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds)
     return CircuitBreaker(unavailable, terms=terms, timer=time.monotonic)
+
+
+def _forecast_terms(settings: Settings) -> ForecastTerms:
+    return ForecastTerms(
+        interval_level=settings.forecast_interval_level, intervention_threshold=settings.intervention_threshold
+    )
 
 
 def _terms(settings: Settings) -> ServerTerms:

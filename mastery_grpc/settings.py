@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -9,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from mastery_grpc.domain.errors import InvalidInput
+from mastery_grpc.domain.forecasting.forecast import ForecastTerms
+from mastery_grpc.domain.recommendations import AdviceConfig
 from mastery_grpc.domain.scoring import Method, ScoringRules, Weights
 
 PREFIX = "MASTERY_"
@@ -106,6 +109,22 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
 
+    forecaster: Literal["pooled", "persistence", "linear_regression"] = "pooled"
+    forecast_model: str = ""
+    """The file of a model for the pooled forecaster; empty for the one that comes with the package."""
+    forecast_interval_level: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """The probability that a forecast's interval is to hold the score."""
+    intervention_threshold: Fraction = 0.5
+    """Below this score someone should step in."""
+
+    recommendation_component_threshold: Fraction = 0.70
+    """A component below it gets advice."""
+    recommendation_max_results: Annotated[int, Field(ge=1, le=10)] = 10
+    recommendation_dismissal_days: Annotated[int, Field(ge=0, le=90)] = 14
+    """So long dismissed advice is not repeated."""
+    recommendation_daily_effort_minutes: Annotated[int, Field(ge=5, le=720)] = 30
+    """The time that a student is taken to have on a day."""
+
     weight_completion: Fraction = 0.40
     weight_quiz: Fraction = 0.30
     weight_quality: Fraction = 0.20
@@ -141,6 +160,22 @@ class Settings(BaseSettings):
             names = _WEIGHTS if first.field == "weights" else [first.field.replace("weights.", "weight_")]
             variables = ", ".join(PREFIX + name.upper() for name in names)
             raise SettingsError(f"{variables}: {first.reason}") from None
+
+    def advice_config(self) -> AdviceConfig:
+        """Returns what recommendations and learning paths follow."""
+        return AdviceConfig(
+            weights=self.scoring_rules().weights,
+            component_threshold=self.recommendation_component_threshold,
+            max_results=self.recommendation_max_results,
+            dismissal=timedelta(days=self.recommendation_dismissal_days),
+            daily_effort=timedelta(minutes=self.recommendation_daily_effort_minutes),
+        )
+
+    def forecast_terms(self) -> ForecastTerms:
+        """Returns what every forecast is asked to state."""
+        return ForecastTerms(
+            interval_level=self.forecast_interval_level, intervention_threshold=self.intervention_threshold
+        )
 
     def secret(self) -> str:
         """Returns the secret that tokens are signed with. Raises SettingsError if there is none."""

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from mastery_grpc.application.event_json import encode_event
 from mastery_grpc.application.ports import LoadedStudent, LoggedEvent, ProcessingRecord
-from mastery_grpc.application.student_update import Delivery, Outcome, StudentUpdate, needs_log
+from mastery_grpc.application.student_update import (
+    NO_FEEDBACK,
+    AdviceTerms,
+    Delivery,
+    Outcome,
+    StudentUpdate,
+    needs_log,
+)
 from mastery_grpc.domain.events import (
     ConsistencyActivity,
     ExerciseCompletion,
@@ -147,13 +154,14 @@ class StoredStudent:
         *deliveries: Delivery | LearningEvent,
         now: datetime | None = None,
         retention: timedelta = FOR_EVER,
+        advice: AdviceTerms = NO_FEEDBACK,
     ) -> list[Outcome]:
         """Takes in one batch, the way the use case does, and returns what became of each delivery."""
         now = at() if now is None else now
         batch = [Delivery(given) if isinstance(given, LearningEvent) else given for given in deliveries]
         loaded = self.loaded(batch)
         log = list(self.log) if needs_log(loaded, batch, now=now, log_retention=retention) else None
-        update = StudentUpdate(loaded, log, rules=self.rules, now=now)
+        update = StudentUpdate(loaded, log, rules=self.rules, advice=advice, now=now)
         outcomes = [update.apply(delivery) for delivery in batch]
         change = update.change(log_retention=retention)
         if change is None:

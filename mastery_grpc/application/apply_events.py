@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.student_update import Delivery, Outcome, StudentUpdate, needs_log
+from mastery_grpc.application.student_update import AdviceTerms, Delivery, Outcome, StudentUpdate, needs_log
 from mastery_grpc.domain.errors import Contention
+from mastery_grpc.domain.recommendations import AdviceConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime, timedelta
 
+    from mastery_grpc.application.course_pulse import CountCourses, Counted
     from mastery_grpc.application.ports import LoadedStudent, LoggedEvent, StudentRepository
+    from mastery_grpc.application.recommend import AdviceStore
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.scoring import ScoringRules
 
@@ -35,11 +39,21 @@ class ApplyEvents:
         rules: ScoringRules,
         log_retention: timedelta,
         clock: Callable[[], datetime],
+        advice: AdviceConfig = AdviceConfig(),  # noqa: B008 - immutable
+        feedback: AdviceStore | None = None,
+        count_courses: CountCourses | None = None,
     ) -> None:
+        """`advice` and the students' `feedback` make the recommendations that go with results.
+
+        With `count_courses`, it is told what newly applied events change in the counts of their courses.
+        """
         self._repository = repository
         self._rules = rules
         self._log_retention = log_retention
         self._clock = clock
+        self._advice = advice
+        self._feedback = feedback
+        self._count_courses = count_courses
 
     async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
         """Returns what became of each delivery, in their order.
@@ -65,26 +79,33 @@ class ApplyEvents:
     ) -> _Pending:
         """Applies what is pending and returns what must be tried again, because a student has moved on."""
         now = self._clock()
-        loaded = await self._repository.load(
-            {
-                student: [deliveries[index].event.event_id for index in indices]
-                for student, indices in pending.items()
-            }
+        loaded, advice = await asyncio.gather(
+            self._repository.load(
+                {
+                    student: [deliveries[index].event.event_id for index in indices]
+                    for student, indices in pending.items()
+                }
+            ),
+            self._load_advice(list(pending)),
         )
         logs = await self._load_logs(loaded, deliveries, pending, now)
         changes = []
-        for student in loaded:
-            update = StudentUpdate(student, logs.get(student.student), rules=self._rules, now=now)
+        counted: list[Sequence[Counted]] = []
+        for student, terms in zip(loaded, advice, strict=True):
+            update = StudentUpdate(student, logs.get(student.student), rules=self._rules, advice=terms, now=now)
             for index in pending[student.student]:
                 outcomes[index] = update.apply(deliveries[index])
             if (change := update.change(log_retention=self._log_retention)) is not None:
                 changes.append(change)
+                counted.append(update.counted)
         undone: set[StudentKey] = set()
         if changes:
             written = await self._repository.commit(changes)
-            undone.update(
-                change.student for change, is_written in zip(changes, written, strict=True) if not is_written
-            )
+            for change, its_counted, is_written in zip(changes, counted, written, strict=True):
+                if not is_written:
+                    undone.add(change.student)
+                elif self._count_courses is not None:
+                    self._count_courses.take(change.student, its_counted)
         # An event that is known already may be so by a first attempt that failed before its write was safe.
         if known := {student.student: list(student.processed) for student in loaded if student.processed}:
             confirmed = await self._repository.confirm(known)
@@ -92,6 +113,12 @@ class ApplyEvents:
                 student for student, is_confirmed in zip(known, confirmed, strict=True) if not is_confirmed
             )
         return {student: indices for student, indices in pending.items() if student in undone}
+
+    async def _load_advice(self, students: Sequence[StudentKey]) -> list[AdviceTerms]:
+        if self._feedback is None:
+            return [AdviceTerms(config=self._advice)] * len(students)
+        given = await self._feedback.load_feedback(students)
+        return [AdviceTerms(config=self._advice, feedback=each.feedback) for each in given]
 
     async def _load_logs(
         self,

@@ -8,12 +8,17 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mastery_grpc.domain.events import LearningEvent, StudentKey
+from mastery_grpc.domain.forecasting.forecast import ForecastTerms
+from mastery_grpc.domain.forecasting.outlook import Outlook
 from mastery_grpc.domain.results import Result
 from mastery_grpc.domain.scoring import Components
 from mastery_grpc.domain.student import EMPTY_STATE, Mastery, StudentState
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
+
+    from mastery_grpc.domain.forecasting.pulse import CoursePulse
+    from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +202,82 @@ class StudentRepository(Protocol):
 
     async def ping(self) -> None:
         """Returns if the storage answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOutlook:
+    """An outlook, and of what it was made besides the day and the forecaster that it names itself."""
+
+    outlook: Outlook
+    revision: Revision
+    """Of the student then."""
+    terms: ForecastTerms
+
+
+@dataclass(frozen=True, slots=True)
+class StudentOutlook:
+    """What is stored of a student's outlook, and his revision in the same moment."""
+
+    revision: Revision
+    """Of version 0 for a student who is not known."""
+    kept: KeptOutlook | None
+    """None if it is missing, was dropped, or cannot be read. Else it may be out of date all the same: whoever
+    had read the student before his latest event may have stored it after."""
+
+
+class OutlookStore(Protocol):
+    """The students' outlooks, for an hour or until a student's next event.
+
+    Batch-shaped as `StudentRepository`. Raises StorageUnavailable.
+    """
+
+    async def read(self, students: Sequence[StudentKey]) -> list[StudentOutlook]:
+        """Returns what is stored of each student."""
+
+    async def write(self, outlooks: Sequence[KeptOutlook]) -> None:
+        """Stores the outlooks instead of what is there."""
+
+
+class IssuedForecasts(Protocol):
+    """The forecasts whose day is still to come, by that UTC day, and the scores of the days that have come.
+
+    Raises StorageUnavailable. Repeating is safe: the same day's score is the same, whoever stores it.
+    """
+
+    async def store(self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]]) -> None:
+        """Stores forecasts by the day they are for, instead of those of the same students. One round trip."""
+
+    async def due_days(self, days: Sequence[date]) -> list[date]:
+        """Returns those of the days for which forecasts are stored."""
+
+    async def claim(self, day: date) -> bool:
+        """Returns False if somebody else claimed the day some minutes ago; only to spare work."""
+
+    async def load_due(self, day: date) -> dict[StudentKey, IssuedForecast]:
+        """Returns all forecasts for a day, or none if somebody finished it meanwhile."""
+
+    async def finish(self, score: DayScore) -> None:
+        """Stores the score of a day instead of its forecasts."""
+
+    async def load_scores(self, days: Sequence[date]) -> list[DayScore]:
+        """Returns the scores of those of the days that have one, in the order of the days. One round trip."""
+
+
+class CourseKey(NamedTuple):
+    """One course of one school; an empty `school_id` is the default school."""
+
+    course_id: str
+    school_id: str = ""
+
+
+class CoursePulses(Protocol):
+    """What the students of whole courses did lately."""
+
+    async def until(self, courses: Sequence[CourseKey], today: date) -> Mapping[CourseKey, CoursePulse]:
+        """Returns each course at the end of `today`, without those of which nothing is known.
+
+        One round trip. Raises StorageUnavailable.
+        """
 
 
 class MasteryReader(Protocol):

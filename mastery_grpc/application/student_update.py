@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mastery_grpc.application.course_pulse import Counted, counted
 from mastery_grpc.application.ports import AppliedEvent, LoggedEvent, ProcessingRecord, StudentChange
 from mastery_grpc.domain.errors import EventTooOld, MasteryError
 from mastery_grpc.domain.events import LearningEvent
-from mastery_grpc.domain.results import Result, results_of
+from mastery_grpc.domain.learning_path import path_of
+from mastery_grpc.domain.recommendations import AdviceConfig, Feedback, recommend
+from mastery_grpc.domain.results import MasteryUpdated, Result, results_of
 from mastery_grpc.domain.student import Mastery, StudentState, mastery_of
 from mastery_grpc.domain.timeline import Timeline
 
@@ -42,6 +45,17 @@ class Outcome:
     error: MasteryError | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceTerms:
+    """What the advice that goes with a student's results depends on, besides the mastery."""
+
+    config: AdviceConfig = field(default_factory=AdviceConfig)
+    feedback: tuple[Feedback, ...] = ()
+
+
+NO_FEEDBACK = AdviceTerms()
+
+
 def needs_log(
     loaded: LoadedStudent, deliveries: Sequence[Delivery], *, now: datetime, log_retention: timedelta
 ) -> bool:
@@ -62,26 +76,36 @@ class StudentUpdate:
     """Applies deliveries one after the other to what was loaded, and collects the change to be written."""
 
     def __init__(
-        self, loaded: LoadedStudent, log: Sequence[LoggedEvent] | None, *, rules: ScoringRules, now: datetime
+        self,
+        loaded: LoadedStudent,
+        log: Sequence[LoggedEvent] | None,
+        *,
+        rules: ScoringRules,
+        advice: AdviceTerms = NO_FEEDBACK,
+        now: datetime,
     ) -> None:
         """`log` may be None unless `needs_log` says otherwise."""
         self._loaded = loaded
         self._log = log
         self._rules = rules
+        self._advice = advice
         self._now = now
         # Without the log, or where all of it has expired, the state stands for everything before.
         base = loaded.base if log else loaded.state
         self._timeline = Timeline(base=base, events=[logged.event for logged in log or ()], rules=rules)
         self._mastery = self._mastery_of(loaded.state) if loaded.state.event_count else None
+        self._path: tuple[str, ...] | None = None
         self._processed = dict(loaded.processed)
         self._applied: list[AppliedEvent] = []
         self._snapshots: dict[date, Mastery] = {}
+        self.counted: list[Counted] = []
+        """What the new events change in the counts of their courses."""
 
     def apply(self, delivery: Delivery) -> Outcome:
         """Takes in one delivery."""
         event = delivery.event
         if (record := self._processed.get(event.event_id)) is not None:
-            return _duplicate(record, delivery)
+            return self._duplicate(record, delivery)
         if event.event_id in self._timeline:
             return Outcome(duplicate=True)
         try:
@@ -91,7 +115,7 @@ class StudentUpdate:
         record = ProcessingRecord(self._now, delivery.origin, results)
         self._processed[event.event_id] = record
         self._applied.append(AppliedEvent(event, record))
-        return Outcome(mastery=self._mastery, results=results)
+        return Outcome(mastery=self._mastery, results=self._advised(results))
 
     def change(self, *, log_retention: timedelta) -> StudentChange | None:
         """Returns what is to be written, None if no delivery was new."""
@@ -113,15 +137,49 @@ class StudentUpdate:
 
     def _fold(self, event: LearningEvent) -> tuple[Result, ...]:
         before, day = self._mastery, event.event_time.date()
-        is_late = event.position <= self._timeline.state.position
+        state_before = self._timeline.state
+        is_late = event.position <= state_before.position
         self._timeline.add(event)
+        if event.course_id:
+            around = self._timeline.around(event) if is_late else (state_before, ())
+            self.counted += counted(event, *around)
         after = self._mastery = self._mastery_of(self._timeline.state)
         if is_late:
             later_days = self._timeline.last_states_since(day)
             self._snapshots.update({later: self._mastery_of(state) for later, state in later_days.items()})
         else:
             self._snapshots[day] = after
-        return results_of(event, before=before, after=after)
+        path_before = self._path_to(before) if self._path is None else self._path
+        self._path = self._path_to(after)
+        return results_of(event, before=before, after=after, path_before=path_before, path_after=self._path)
+
+    def _path_to(self, mastery: Mastery | None) -> tuple[str, ...]:
+        return path_of(mastery, self._advice.feedback, self._advice.config, self._now) if mastery else ()
+
+    def _advised(self, results: tuple[Result, ...]) -> tuple[Result, ...]:
+        """Returns results as they are published. What is stored of them lacks the recommendations, which follow
+        from the rest and would treble it."""
+        return tuple(
+            replace(
+                result,
+                recommendations=recommend(
+                    result.mastery, feedback=self._advice.feedback, config=self._advice.config, now=self._now
+                ),
+            )
+            if isinstance(result, MasteryUpdated)
+            else result
+            for result in results
+        )
+
+    def _duplicate(self, record: ProcessingRecord, delivery: Delivery) -> Outcome:
+        is_redelivery = record.origin != "" and record.origin == delivery.origin
+        return Outcome(
+            mastery=next(
+                (result.mastery for result in record.results if isinstance(result, MasteryUpdated)), None
+            ),
+            duplicate=True,
+            results=self._advised(record.results) if is_redelivery else (),
+        )
 
     def _forget(self, log_retention: timedelta) -> tuple[StudentState, list[str], datetime]:
         """Returns the base, the log entries that it replaces, and when the oldest of the rest was written."""
@@ -136,12 +194,3 @@ class StudentUpdate:
 
     def _mastery_of(self, state: StudentState) -> Mastery:
         return mastery_of(self._loaded.student, state, self._rules)
-
-
-def _duplicate(record: ProcessingRecord, delivery: Delivery) -> Outcome:
-    is_redelivery = record.origin != "" and record.origin == delivery.origin
-    return Outcome(
-        mastery=record.results[0].mastery if record.results else None,
-        duplicate=True,
-        results=record.results if is_redelivery else (),
-    )

@@ -15,8 +15,10 @@ from rich.console import Console
 
 from mastery_grpc import app
 from mastery_grpc.commands import dlq
+from mastery_grpc.commands.backtest import backtest
 from mastery_grpc.commands.process import log_json, run_async
 from mastery_grpc.commands.rebuild import rebuild
+from mastery_grpc.commands.train import train
 from mastery_grpc.domain.errors import InvalidInput, Unavailable
 from mastery_grpc.ingest.topics import create_topics
 from mastery_grpc.processes import run_processes
@@ -28,6 +30,8 @@ from mastery_grpc.simulation.producer import EventProducer, send_events
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 cli.add_typer(dlq.cli, name="dlq")
 cli.command()(rebuild)
+cli.command()(backtest)
+cli.command()(train)
 
 
 def run() -> None:
@@ -50,6 +54,7 @@ def serve() -> None:
         run_async(app.serve(settings))
     else:
         app.check_port(settings)
+        app.forecaster_of(settings)
         run_processes(partial(_serve_one, settings), settings.grpc_workers)
 
 

@@ -3,9 +3,11 @@
 * MasteryError
   + InvalidInput          the caller's data breaks a rule; says which field and why
   + EventTooOld           the event precedes what the student's log still remembers
+  + InsufficientHistory   the student is known, but too little of his history is left for the answer
   + NotFound
     - StudentNotFound     no event of this student was ever applied
     - SnapshotNotFound    the student has no event on that day, or it is past retention
+    - RecommendationNotFound  no advice of this id is ever given
   + Contention            somebody else kept changing the student while we tried to
   + Unavailable           a dependency is away; the same call may succeed later
     - StorageUnavailable
@@ -59,6 +61,18 @@ class EventTooOld(MasteryError):
         self.event_id = event_id
 
 
+class InsufficientHistory(MasteryError):
+    """A known student of whom too few days with events are held for the answer."""
+
+    def __init__(self, student_id: str, *, history_days: int = 0, required_days: int = 1) -> None:
+        super().__init__(
+            f"events of {history_days} days are held of student {student_id!r}, at least {required_days} needed"
+        )
+        self.student_id = student_id
+        self.history_days = history_days
+        self.required_days = required_days
+
+
 class NotFound(MasteryError):
     """A resource that does not exist."""
 
@@ -80,6 +94,13 @@ class SnapshotNotFound(NotFound):
 
     def __init__(self, student_id: str, day: date) -> None:
         super().__init__("mastery.v1.MasterySnapshot", f"{student_id}/{day.isoformat()}")
+
+
+class RecommendationNotFound(NotFound):
+    """No advice of this id is ever given."""
+
+    def __init__(self, recommendation_id: str) -> None:
+        super().__init__("mastery.v1.Recommendation", recommendation_id)
 
 
 class Contention(MasteryError):

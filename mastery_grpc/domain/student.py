@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from mastery_grpc.domain.events import LearningEvent, MasteryCalculation, Position, StudentKey
+from mastery_grpc.domain.events import (
+    ExerciseCompletion,
+    LearningEvent,
+    MasteryCalculation,
+    Position,
+    StudentKey,
+)
 from mastery_grpc.domain.scoring import (
     RECENT_DAYS,
     UNOBSERVED,
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _RECENT_MASK = (1 << RECENT_DAYS) - 1
+MAX_COURSES = 8
+"""Of how many courses a student's standing is remembered, the latest ones; it bounds what is stored of him."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,16 @@ class Activity:
         return [self.last_day - timedelta(days=age) for age in ages]
 
 
+class CourseStanding(NamedTuple):
+    """A student in one of his courses, as far as counting the course's next event needs it."""
+
+    course_id: str
+    last_day: date
+    """The newest day with an event of this course."""
+    exercises: tuple[int, int] | None
+    """Total and completed, as last reported in this course; None if they never were."""
+
+
 _BEFORE_ALL: Position = (datetime.min.replace(tzinfo=UTC), "")
 
 
@@ -85,6 +103,15 @@ class StudentState:
     last_event_id: str = ""
     event_count: int = 0
     """How many distinct events were folded; also the version of the mastery."""
+    courses: tuple[CourseStanding, ...] = ()
+    """The courses that events named, the latest first, at most 8; they do not touch the mastery."""
+
+    def standing_in(self, course_id: str) -> CourseStanding | None:
+        """Returns the standing in a course, None before its first event or when it is no longer remembered."""
+        for standing in self.courses:
+            if standing.course_id == course_id:
+                return standing
+        return None
 
     @property
     def position(self) -> Position:
@@ -98,7 +125,7 @@ EMPTY_STATE = StudentState()
 def fold(state: StudentState, event: LearningEvent, rules: ScoringRules) -> StudentState:
     """Returns the state after one more event, which must come after `state.position`."""
     completion, quiz, quality, consistency = state.completion, state.quiz, state.quality, state.consistency
-    payload = event.payload
+    payload, day = event.payload, event.event_time.date()
     if isinstance(payload, MasteryCalculation):
         given = payload.components
         completion = set_value(given.completion, rules, rules.completion)
@@ -120,11 +147,31 @@ def fold(state: StudentState, event: LearningEvent, rules: ScoringRules) -> Stud
         quiz,
         quality,
         consistency,
-        state.activity.on(event.event_time.date()),
+        state.activity.on(day),
         event.event_time,
         event.event_id,
         state.event_count + 1,
+        _courses_with(state.courses, event, day) if event.course_id else state.courses,
     )
+
+
+def _courses_with(
+    courses: tuple[CourseStanding, ...], event: LearningEvent, day: date
+) -> tuple[CourseStanding, ...]:
+    course_id, payload, exercises = event.course_id, event.payload, None
+    if isinstance(payload, ExerciseCompletion):
+        exercises = payload.total_exercises, payload.completed_exercises
+    if courses and courses[0].course_id == course_id:  # most students take part in one course only
+        newest = courses[0]
+        if exercises is None:
+            if newest.last_day == day:
+                return courses
+            exercises = newest.exercises
+        return (CourseStanding(course_id, day, exercises), *courses[1:])
+    others = [known for known in courses if known.course_id != course_id]
+    if exercises is None:
+        exercises = next((known.exercises for known in courses if known.course_id == course_id), None)
+    return (CourseStanding(course_id, day, exercises), *others[: MAX_COURSES - 1])
 
 
 def fold_all(events: Iterable[LearningEvent], rules: ScoringRules) -> StudentState:

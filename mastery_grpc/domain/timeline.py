@@ -9,7 +9,7 @@ from mastery_grpc.domain.errors import EventTooOld
 from mastery_grpc.domain.student import StudentState, fold, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import date
 
     from mastery_grpc.domain.events import LearningEvent, Position
@@ -49,6 +49,11 @@ class Timeline:
         self._positions.insert(index, event.position)
         self._ids.add(event.event_id)
         self._refold_from(index)
+
+    def around(self, event: LearningEvent) -> tuple[StudentState, Sequence[LearningEvent]]:
+        """Returns the state before an event of the timeline, and the events after it."""
+        index = bisect_left(self._positions, event.position)
+        return self._states[index - 1] if index else self._base, self._events[index + 1 :]
 
     def last_states_since(self, day: date) -> dict[date, StudentState]:
         """Returns the last state of every day with events, from `day` on."""

@@ -13,8 +13,10 @@ from mastery_grpc.domain.errors import (
     BrokerUnavailable,
     Contention,
     EventTooOld,
+    InsufficientHistory,
     InvalidInput,
     NotFound,
+    RecommendationNotFound,
     ShuttingDown,
     SnapshotNotFound,
     StorageUnavailable,
@@ -38,8 +40,10 @@ log = structlog.get_logger(__name__)
 _TABLE: dict[type[Exception], tuple[int, str]] = {
     InvalidInput: (code_pb2.INVALID_ARGUMENT, "INVALID_FIELD"),
     EventTooOld: (code_pb2.FAILED_PRECONDITION, "EVENT_TOO_OLD"),
+    InsufficientHistory: (code_pb2.FAILED_PRECONDITION, "INSUFFICIENT_HISTORY"),
     StudentNotFound: (code_pb2.NOT_FOUND, "STUDENT_NOT_FOUND"),
     SnapshotNotFound: (code_pb2.NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
+    RecommendationNotFound: (code_pb2.NOT_FOUND, "RECOMMENDATION_NOT_FOUND"),
     Contention: (code_pb2.ABORTED, "CONFLICT"),
     StorageUnavailable: (code_pb2.UNAVAILABLE, "STORAGE_UNAVAILABLE"),
     BrokerUnavailable: (code_pb2.UNAVAILABLE, "BROKER_UNAVAILABLE"),
@@ -78,11 +82,19 @@ def _metadata(error: Exception) -> dict[str, str]:
     match error:
         case InvalidInput():
             return {"field": error.violations[0].field}
+        case InsufficientHistory():
+            return {
+                "student_id": error.student_id,
+                "history_days": str(error.history_days),
+                "required_days": str(error.required_days),
+            }
         case StudentNotFound():
             return {"student_id": error.resource_name}
         case SnapshotNotFound():
             student_id, _, day = error.resource_name.partition("/")
             return {"student_id": student_id, "date": day}
+        case RecommendationNotFound():
+            return {"recommendation_id": error.resource_name}
         case _:
             return {}
 

@@ -9,11 +9,15 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from mastery_grpc.domain.events import StudentKey
+from mastery_grpc.domain.recommendations import FEEDBACK_LIFETIME
 
 if TYPE_CHECKING:
     from datetime import date
+
+    from mastery_grpc.application.ports import CourseKey
 
 ANNOUNCEMENTS = "mastery:announcements"
 """The channel on which every committed mastery is published, as its JSON."""
@@ -31,6 +35,15 @@ class Retention:
     event_log: timedelta = timedelta(days=90)
     processed: timedelta = timedelta(days=7)
     activity: timedelta = timedelta(days=30)
+    course_pulse: timedelta = timedelta(days=100)
+    prediction: timedelta = timedelta(hours=1)
+    issued_forecasts: timedelta = timedelta(days=14)
+    """From the end of the day that they are for."""
+    forecast_scores: timedelta = timedelta(days=60)
+    path: timedelta = timedelta(hours=24)
+    feedback: timedelta = FEEDBACK_LIFETIME
+    feedback_requests: timedelta = timedelta(days=7)
+    """How long a repeated request to record feedback is known for one."""
 
 
 def current_mastery(student: StudentKey) -> str:
@@ -75,14 +88,55 @@ def path(student: StudentKey) -> str:
     return f"{_student(student)}:path:adaptive"
 
 
+def feedback(student: StudentKey) -> str:
+    """Returns the key of what became of advice, and of the requests that told it."""
+    return f"{_student(student)}:feedback"
+
+
 def processed(student: StudentKey, event_id: str) -> str:
     """Returns the key of the proof that an event was applied."""
-    return f"{_school(student)}processed:{{{student.student_id}}}:{event_id}"
+    return f"{_school(student.school_id)}processed:{{{student.student_id}}}:{event_id}"
+
+
+def forecasts_due(day: date) -> str:
+    """Returns the key of the forecasts for a day, a hash by `school/student`."""
+    return f"forecast:due:{day.isoformat()}"
+
+
+def forecast_score(day: date) -> str:
+    """Returns the key of what became of the forecasts for a day."""
+    return f"forecast:score:{day.isoformat()}"
+
+
+def forecast_claim(day: date) -> str:
+    """Returns the key by which one process tells the others that it scores a day."""
+    return f"forecast:claim:{day.isoformat()}"
+
+
+def course_counts(course: CourseKey, day: date) -> str:
+    """Returns the key of what a course's students did in the month of `day`; all keys of a course share a slot."""
+    return f"{_course(course)}:pulse:{day.year:04d}-{day.month:02d}"
+
+
+def course_students(course: CourseKey, day: date) -> str:
+    """Returns the key of how many students were active in the ISO week of `day`."""
+    year, week, _ = day.isocalendar()
+    return f"{_course(course)}:students:{year:04d}-W{week:02d}"
+
+
+def course_write(course: CourseKey, token: str) -> str:
+    """Returns the key by which a write that the driver repeats is known for one that was done."""
+    return f"{_course(course)}:written:{token}"
+
+
+def _course(course: CourseKey) -> str:
+    # Quoted, because a course's id may be any text: a brace in it would move some of its keys to other slots.
+    return f"{_school(course.school_id)}course:{{{quote(course.course_id, safe='')}}}"
 
 
 def _student(student: StudentKey) -> str:
-    return f"{_school(student)}student:{{{student.student_id}}}"
+    return f"{_school(student.school_id)}student:{{{student.student_id}}}"
 
 
-def _school(student: StudentKey) -> str:
-    return f"school:{student.school_id}:" if student.school_id else ""
+def _school(school_id: str) -> str:
+    return f"school:{school_id}:" if school_id else ""

@@ -19,6 +19,7 @@ from mastery_grpc.application.ports import (
     StudentHistory,
     StudentRewrite,
 )
+from mastery_grpc.domain.results import MasteryUpdated, PathRecommended, Result, ResultType, ThresholdReached
 from mastery_grpc.domain.scoring import Components
 from mastery_grpc.domain.student import EMPTY_STATE, Mastery, StudentState
 
@@ -57,10 +58,30 @@ class _ActivityData:
     longest_streak: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A processing record; its results are of several kinds, and each says which."""
+
+    processed_time: datetime
+    origin: str
+    results: tuple[msgspec.Raw, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _ResultKind:
+    event_type: ResultType
+
+
 _encode = msgspec.json.Encoder().encode
 _mastery_decoder = msgspec.json.Decoder(Mastery)
 _fold_decoder = msgspec.json.Decoder(_StoredFold)
-_record_decoder = msgspec.json.Decoder(ProcessingRecord)
+_record_decoder = msgspec.json.Decoder(_Record)
+_result_kind_decoder = msgspec.json.Decoder(_ResultKind)
+_result_decoders: dict[ResultType, msgspec.json.Decoder[Result]] = {
+    ResultType.MASTERY_UPDATED: msgspec.json.Decoder(MasteryUpdated),
+    ResultType.THRESHOLD_REACHED: msgspec.json.Decoder(ThresholdReached),
+    ResultType.PATH_RECOMMENDED: msgspec.json.Decoder(PathRecommended),
+}
 _revision_of = re.compile(rb'\{"version":(\d+)(?:,"rebuilds":(\d+))?').match  # as the scripts read it
 
 
@@ -167,4 +188,6 @@ def encode_record(record: ProcessingRecord) -> bytes:
 
 def decode_record(value: bytes) -> ProcessingRecord:
     """Returns the processing record in a JSON text."""
-    return _record_decoder.decode(value)
+    record = _record_decoder.decode(value)
+    results = [_result_decoders[_result_kind_decoder.decode(raw).event_type].decode(raw) for raw in record.results]
+    return ProcessingRecord(record.processed_time, record.origin, tuple(results))

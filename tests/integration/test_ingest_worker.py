@@ -78,12 +78,14 @@ async def test_both_forms_of_one_event_are_one_event(
 async def test_each_result_is_keyed_by_its_student_and_says_what_it_is(log: Log, settings: Settings) -> None:
     first, second = quiz(0, 1, of=student("s1")), quiz(0, 1, number=2, of=student("s2", school_id="north"))
     await work(log, settings, map(json_record, [first, second]))
-    results = {result.json["student_id"]: result for result in log.results()}
-    assert results.keys() == {"s1", "s2"}
+    results = {(each.json["student_id"], each.json["event_type"]): each for each in log.results()}
+    kinds = ["mastery.updated", "learning.path.recommended"]
+    assert results.keys() == {(name, kind) for name in ("s1", "s2") for kind in kinds}
+    for (student_id, kind), each in results.items():
+        assert each.key == student_id.encode()
+        assert each.header["event-type"] == kind.encode()
     for event, school in ((first, ""), (second, "north")):
-        result = results[event.student.student_id]
-        assert result.key == event.student.student_id.encode()
-        assert result.header["event-type"] == b"mastery.updated"
+        result = results[event.student.student_id, "mastery.updated"]
         assert result.header["content-type"] == b"application/json"
         told = result.json
         assert told["event_type"] == "mastery.updated"
@@ -93,6 +95,13 @@ async def test_each_result_is_keyed_by_its_student_and_says_what_it_is(log: Log,
         assert told["event_id"] == str(uuid.uuid5(RESULT_IDS, f"{school}/{event.event_id}/mastery.updated"))
         assert told["previous_score"] is None
         assert told["mastery"]["version"] == 1
+        assert told["recommendations"][0].keys() >= {"recommendation_id", "action", "priority", "rationale"}
+        path = results[event.student.student_id, "learning.path.recommended"].json
+        assert path["cause_event_id"] == event.event_id
+        assert path["event_id"] == str(
+            uuid.uuid5(RESULT_IDS, f"{school}/{event.event_id}/learning.path.recommended")
+        )
+        assert "Do the first exercises" in path["path"]
 
 
 async def test_a_change_of_level_is_announced_up_and_down_and_nothing_else_is(
@@ -117,7 +126,9 @@ async def test_a_change_of_level_is_announced_up_and_down_and_nothing_else_is(
         (events[4].event_id, "competent", "beginner"),
     ]
     assert causes(results) == one_each(events)
-    assert len(results) == len(events) + len(thresholds)
+    paths = causes(results, b"learning.path.recommended")
+    assert set(paths) < {event.event_id for event in events}
+    assert len(results) == len(events) + len(thresholds) + len(paths)
     for told in thresholds:
         cause = told.json["cause_event_id"]
         assert told.json["event_id"] == str(uuid.uuid5(RESULT_IDS, f"/{cause}/mastery.threshold.reached"))

@@ -234,6 +234,11 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "no workers": ({"MASTERY_GRPC_WORKERS": "0"}, r"MASTERY_GRPC_WORKERS: .*1"),
     "unknown algorithm": ({"MASTERY_JWT_ALGORITHM": "none"}, r"MASTERY_JWT_ALGORITHM: .*HS256"),
     "redis of another kind": ({"MASTERY_REDIS_URL": f"http://:{REDIS_PASSWORD}@x"}, r"MASTERY_REDIS_URL: "),
+    "no model file": ({"MASTERY_FORECAST_MODEL": "/nowhere"}, r"MASTERY_FORECAST_MODEL: /nowhere: No such file"),
+    "no model file for the children": (
+        {"MASTERY_FORECAST_MODEL": "/nowhere", "MASTERY_GRPC_WORKERS": "2"},
+        r"MASTERY_FORECAST_MODEL: /nowhere: No such file",
+    ),
     "kafka properties not json": ({"MASTERY_KAFKA_PROPERTIES": "{"}, r"MASTERY_KAFKA_PROPERTIES: "),
 }
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
@@ -6,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mastery_grpc.application.ports import LoadedStudent, ProcessingRecord
-from mastery_grpc.application.student_update import Delivery, Outcome, StudentUpdate, needs_log
+from mastery_grpc.application.student_update import AdviceTerms, Delivery, Outcome, StudentUpdate, needs_log
 from mastery_grpc.domain.errors import EventTooOld
 from mastery_grpc.domain.events import LearningEvent, StudentKey
-from mastery_grpc.domain.results import RESULTS_NAMESPACE
+from mastery_grpc.domain.recommendations import Feedback, Verdict
+from mastery_grpc.domain.results import RESULTS_NAMESPACE, MasteryResult, MasteryUpdated, PathRecommended, Result
 from mastery_grpc.domain.student import EMPTY_STATE, StudentState, fold_all, mastery_of
 from tests.builders import (
     DEFAULT_RULES,
@@ -56,8 +58,32 @@ def update_of(loaded: LoadedStudent, *, now: datetime | None = None) -> StudentU
     return StudentUpdate(loaded, None, rules=DEFAULT_RULES, now=at() if now is None else now)
 
 
+def shown(outcome: Outcome) -> list[MasteryResult]:
+    """Returns the results that show the mastery: all but those about the path."""
+    return [result for result in outcome.results if isinstance(result, MasteryResult)]
+
+
+def unadvised(outcome: Outcome) -> tuple[Result, ...]:
+    """Returns the results as they are stored: without the recommendations."""
+    return tuple(
+        replace(result, recommendations=()) if isinstance(result, MasteryUpdated) else result
+        for result in outcome.results
+    )
+
+
 def kinds(outcome: Outcome) -> list[str]:
-    return [result.event_type.value for result in outcome.results]
+    return [result.event_type.value for result in shown(outcome)]
+
+
+def path_told(outcome: Outcome) -> tuple[str, ...] | None:
+    told = [result.path for result in outcome.results if isinstance(result, PathRecommended)]
+    assert len(told) <= 1
+    return told[0] if told else None
+
+
+def recommendations(outcome: Outcome) -> list[str]:
+    [update] = [result for result in outcome.results if isinstance(result, MasteryUpdated)]
+    return [advice.recommendation_id for advice in update.recommendations]
 
 
 # --- whether the log is needed ----------------------------------------------------------------------------
@@ -120,8 +146,8 @@ def test_a_change_holds_all_that_is_to_be_written() -> None:
         day(1): mastery_of(STUDENT, folded(first, second), DEFAULT_RULES),
     }
     assert [(applied.event, applied.record) for applied in change.applied] == [
-        (first, ProcessingRecord(at(3), ORIGIN, outcomes[0].results)),
-        (second, ProcessingRecord(at(3), "", outcomes[1].results)),
+        (first, ProcessingRecord(at(3), ORIGIN, unadvised(outcomes[0]))),
+        (second, ProcessingRecord(at(3), "", unadvised(outcomes[1]))),
     ]
     assert not change.forgotten
 
@@ -389,7 +415,7 @@ def test_every_applied_event_results_in_an_update() -> None:
     event = quiz(8, 10, number=1, time=at(0), of=student("s1", school_id="north"))
     stored = StoredStudent(key=event.student)
     (outcome,) = stored.deliver(event)
-    update = outcome.results[0]
+    update = shown(outcome)[0]
 
     assert update.event_type == "mastery.updated"
     assert (update.student_id, update.school_id) == ("s1", "north")
@@ -406,7 +432,7 @@ def test_the_threshold_is_reached_only_when_the_level_changes() -> None:
         for number, value in enumerate([0.2, 0.3, 0.4, 0.59, 0.9, 0.95, 0.1])
     ]
 
-    assert [(kinds(outcome), outcome.results[0].previous_level) for outcome in outcomes] == [
+    assert [(kinds(outcome), shown(outcome)[0].previous_level) for outcome in outcomes] == [
         (["mastery.updated"], "beginner"),
         (["mastery.updated"], "beginner"),
         (["mastery.updated", "mastery.threshold.reached"], "beginner"),
@@ -423,17 +449,17 @@ def test_levels_change_from_one_event_to_the_next_within_a_batch() -> None:
         *[calculation(value, number=number, time=at(number)) for number, value in enumerate([0.2, 0.9, 0.9])]
     )
 
-    assert [len(outcome.results) for outcome in outcomes] == [1, 2, 1]
-    assert [outcome.results[-1].previous_level for outcome in outcomes] == ["beginner", "beginner", "expert"]
-    assert [outcome.results[-1].previous_score for outcome in outcomes] == [None, 0.2, 0.9]
+    assert [len(shown(outcome)) for outcome in outcomes] == [1, 2, 1]
+    assert [shown(outcome)[-1].previous_level for outcome in outcomes] == ["beginner", "beginner", "expert"]
+    assert [shown(outcome)[-1].previous_score for outcome in outcomes] == [None, 0.2, 0.9]
 
 
 def test_a_first_event_that_leads_beyond_the_lowest_level_reaches_a_threshold() -> None:
     (outcome,) = StoredStudent().deliver(calculation(0.4))
 
     assert kinds(outcome) == ["mastery.updated", "mastery.threshold.reached"]
-    assert [result.previous_level for result in outcome.results] == ["beginner", "beginner"]
-    assert [result.previous_score for result in outcome.results] == [None, None]
+    assert [result.previous_level for result in shown(outcome)] == ["beginner", "beginner"]
+    assert [result.previous_score for result in shown(outcome)] == [None, None]
 
 
 def test_a_late_event_that_changes_nothing_at_the_end_reaches_no_threshold() -> None:
@@ -442,7 +468,7 @@ def test_a_late_event_that_changes_nothing_at_the_end_reaches_no_threshold() -> 
     (outcome,) = stored.deliver(calculation(0.1, number=1, time=at(0)))
 
     assert kinds(outcome) == ["mastery.updated"]
-    assert outcome.results[0].mastery == stored.mastery
+    assert shown(outcome)[0].mastery == stored.mastery
     assert stored.snapshots[day(0)].level == "beginner"
 
 
@@ -473,6 +499,55 @@ def test_different_causes_have_different_result_ids() -> None:
         return {result.event_id for result in outcome.results}
 
     assert len(ids(1) | ids(2) | ids(1, student(school_id="north"))) == 6
+
+
+def test_an_update_carries_what_to_do_next_and_the_stored_record_does_not() -> None:
+    stored = StoredStudent()
+    (outcome,) = stored.deliver(Delivery(calculation(0.3, number=1), ORIGIN))
+    (again,) = stored.deliver(Delivery(calculation(0.3, number=1), ORIGIN))
+
+    assert "review-quiz" in recommendations(outcome)
+    assert again.results == outcome.results
+    for record in stored.records.values():
+        assert [result.recommendations for result in record.results if isinstance(result, MasteryUpdated)] == [()]
+
+
+def test_nothing_is_recommended_to_whom_nothing_lacks() -> None:
+    (outcome,) = StoredStudent().deliver(calculation(0.9))
+
+    assert recommendations(outcome) == []
+    assert path_told(outcome) is None
+
+
+def test_dismissed_advice_is_not_published() -> None:
+    dismissed = Feedback(
+        recommendation_id="review-quiz", verdict=Verdict.DISMISSED, create_time=at(0), component_score=0.3
+    )
+    (outcome,) = StoredStudent().deliver(
+        calculation(0.3, time=at(1)), now=at(1), advice=AdviceTerms(feedback=(dismissed,))
+    )
+
+    assert "review-quiz" not in recommendations(outcome)
+    assert "practice-quiz" in recommendations(outcome)
+
+
+def test_the_path_is_told_when_its_steps_change_and_only_then() -> None:
+    stored = StoredStudent()
+    first, same, shorter, done = (
+        stored.deliver(event)[0]
+        for event in (
+            calculation(0.30, number=1, time=at(0)),
+            calculation(0.31, number=2, time=at(1)),
+            exercise(1, 1, number=3, time=at(2)),
+            calculation(0.9, number=4, time=at(3)),
+        )
+    )
+
+    whole = path_told(first)
+    assert whole
+    assert path_told(same) is None
+    assert path_told(shorter) == tuple(step for step in whole if step != "Do the open exercises")
+    assert path_told(done) == ()
 
 
 def test_a_log_may_be_given_in_order_of_writing() -> None:

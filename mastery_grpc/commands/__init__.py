@@ -13,7 +13,7 @@ import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from mastery_grpc import app
+from mastery_grpc import app, assembly
 from mastery_grpc.commands import dlq
 from mastery_grpc.commands.backtest import backtest
 from mastery_grpc.commands.process import log_json, run_async
@@ -54,7 +54,7 @@ def serve() -> None:
         run_async(app.serve(settings))
     else:
         app.check_port(settings)
-        app.forecaster_of(settings)
+        assembly.forecaster_of(settings)
         run_processes(partial(_serve_one, settings), settings.grpc_workers)
 
 
@@ -84,7 +84,7 @@ def dev(
 def topics() -> None:
     """Create the topics that are missing."""
     log_json()
-    created = create_topics(app.kafka_access(read_settings()))
+    created = create_topics(assembly.kafka_access(read_settings()))
     typer.echo("\n".join(f"created {name}" for name in created) or "all topics exist")
 
 
@@ -118,7 +118,7 @@ def simulate(
 ) -> None:
     """Send a simulated class to Kafka."""
     log_json()
-    access = app.kafka_access(read_settings())
+    access = assembly.kafka_access(read_settings())
     first_day = datetime.now(UTC).date() - timedelta(days=days)
     events = simulate_class(seed=seed, learners=learners, first_day=first_day, days=days, late_share=late_share)
     producer = EventProducer(access.client(), access.topics.requests)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from mastery_grpc import app
+from mastery_grpc import assembly
 from mastery_grpc.commands.process import log_nothing
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.ingest.dead_letter_queue import DeadLetter, DeadLetterQueue, Place, Selection
@@ -142,10 +142,10 @@ def _queue(command: str) -> DeadLetterQueue:
     log_nothing()
     settings = read_settings()
     return DeadLetterQueue(
-        app.kafka_access(settings),
+        assembly.kafka_access(settings),
         transactional=settings.kafka_transactions,
         command=f"mastery-grpc dlq {command}",
-        clock=app.utc_now,
+        clock=assembly.utc_now,
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from mastery_grpc import app
+from mastery_grpc import assembly
 from mastery_grpc.application.rebuild_students import Difference, RebuildStudents, Rebuilt, Verdict
 from mastery_grpc.commands.process import log_nothing, run_async
 from mastery_grpc.domain.errors import InvalidInput
@@ -66,7 +66,7 @@ async def _rebuild(settings: Settings, named: Sequence[StudentKey], school: str 
             repository,
             rules=settings.scoring_rules(),
             snapshot_retention=retention.snapshots,
-            clock=app.utc_now,
+            clock=assembly.utc_now,
         )
         report = _Report()
         console = Console(stderr=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-from mastery_grpc.app import kafka_access
+from mastery_grpc.assembly import kafka_access
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import LearningEvent
 from mastery_grpc.ingest.records import decode_request

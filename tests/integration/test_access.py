@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from mastery.v1 import access_pb2
 from mastery.v1 import mastery_service_pb2 as pb
-from mastery_grpc.app import MASTERY_SERVICE
+from mastery_grpc.assembly import MASTERY_SERVICE
 from mastery_grpc.rpc.authentication import Role
 from tests.integration.serving import (
     SECRET,

@@ -17,8 +17,9 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from mastery_grpc.app import kafka_access, running_worker
+from mastery_grpc.app import running_worker
 from mastery_grpc.application.event_json import encode_event
+from mastery_grpc.assembly import kafka_access
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import LearningEvent
 from mastery_grpc.ingest.dead_letter_queue import DeadLetterQueue, Place, Selection

@@ -13,7 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mastery.v1 import events_pb2, mastery_service_pb2, mastery_service_pb2_grpc
-from mastery_grpc.app import kafka_access, running_worker
+from mastery_grpc.app import running_worker
+from mastery_grpc.assembly import kafka_access
 from mastery_grpc.domain.events import LearningEvent
 from mastery_grpc.ingest.topics import MAX_RECORD_BYTES, create_topics
 from mastery_grpc.settings import Settings

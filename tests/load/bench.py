@@ -218,9 +218,9 @@ def a_mastery() -> mastery_pb2.Mastery:
 
 def fill(server: RedisServer, students: int) -> None:
     """Gives each student s0, s1, … the mastery that the engine would store."""
-    from mastery_grpc.app import utc_now
     from mastery_grpc.application.apply_events import ApplyEvents
     from mastery_grpc.application.student_update import Delivery
+    from mastery_grpc.assembly import utc_now
     from mastery_grpc.storage.connection import connect
     from mastery_grpc.storage.keys import Retention
     from mastery_grpc.storage.redis_repository import RedisStudentRepository

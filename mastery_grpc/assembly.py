@@ -1,0 +1,231 @@
+"""What the settings ask for, built: storage, forecaster, use cases and servicers. Nothing here runs yet."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
+from mastery_grpc.application.accept_events import AcceptEvents
+from mastery_grpc.application.apply_events import ApplyEvents
+from mastery_grpc.application.calculate_mastery import CalculateMastery
+from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
+from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.predict_mastery import PredictMastery
+from mastery_grpc.application.read_mastery import ReadMastery
+from mastery_grpc.application.recommend import Recommend
+from mastery_grpc.application.verify_forecasts import VerifyForecasts
+from mastery_grpc.application.watch_mastery import WatchMastery
+from mastery_grpc.domain.forecasting.linear_regression import LinearRegressionForecaster
+from mastery_grpc.domain.forecasting.model_file import InvalidModel
+from mastery_grpc.domain.forecasting.persistence import PersistenceForecaster
+from mastery_grpc.domain.forecasting.pooled import read_forecaster, shipped_forecaster
+from mastery_grpc.domain.forecasting.watched import WatchedForecaster
+from mastery_grpc.domain.intervention import reasons_for
+from mastery_grpc.domain.patterns import detect_patterns
+from mastery_grpc.ingest.topics import KafkaAccess, Topics
+from mastery_grpc.rpc.mastery_servicer import MasteryServicer
+from mastery_grpc.rpc.prediction_servicer import PredictionServicer
+from mastery_grpc.rpc.recommendation_servicer import RecommendationServicer
+from mastery_grpc.rpc.server import ServerTerms
+from mastery_grpc.settings import PREFIX, Settings, SettingsError
+from mastery_grpc.storage.cache import CachedMasteryReader
+from mastery_grpc.storage.connection import Replicas, connect
+from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
+from mastery_grpc.storage.feed import RedisMasteryFeed
+from mastery_grpc.storage.keys import Retention
+from mastery_grpc.storage.redis_advice import RedisAdviceStore
+from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
+from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
+from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
+from mastery_grpc.storage.redis_repository import RedisStudentRepository
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mastery_grpc.domain.errors import Unavailable
+    from mastery_grpc.domain.forecasting.forecast import Forecaster
+    from mastery_grpc.ingest.request_log import KafkaRequestLog
+
+RETENTION = Retention()
+COUNTING_INTERVAL = 5.0
+"""Seconds between two writes of what courses did; a crash loses so much of it."""
+COURSE_PULSE_LIFETIME = 60.0
+COURSE_PULSE_CAPACITY = 1000
+MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
+PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
+
+
+def utc_now() -> datetime:
+    """Returns the current time; the only clock of the service."""
+    return datetime.now(UTC)
+
+
+def kafka_access(settings: Settings) -> KafkaAccess:
+    """Returns how Kafka is reached. Raises SettingsError if no broker is set."""
+    if not settings.kafka_bootstrap_servers:
+        raise SettingsError(f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS: is not set")
+    return KafkaAccess(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        topics=Topics(
+            requests=settings.kafka_requests_topic,
+            results=settings.kafka_results_topic,
+            dead_letters=settings.kafka_dlq_topic,
+        ),
+        properties=settings.kafka_properties,
+    )
+
+
+def forecaster_of(settings: Settings) -> Forecaster:
+    """Returns the forecaster as set. Raises SettingsError for a model file that cannot be used."""
+    match settings.forecaster:
+        case "persistence":
+            return PersistenceForecaster()
+        case "linear_regression":
+            return LinearRegressionForecaster()
+    if not settings.forecast_model:
+        return shipped_forecaster()
+    try:
+        return read_forecaster(Path(settings.forecast_model).read_bytes())
+    except (OSError, InvalidModel) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SettingsError(f"{PREFIX}FORECAST_MODEL: {settings.forecast_model}: {reason}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Redis, and what both processes do with it."""
+
+    repository: RedisStudentRepository
+    apply: ApplyEvents
+    feed: RedisMasteryFeed
+    reader: CachedMasteryReader
+    count_courses: CountCourses
+    course_pulses: CachedCoursePulses
+    outlooks: RedisOutlookStore
+    advice: RedisAdviceStore
+    issued: RedisIssuedForecasts
+
+
+@asynccontextmanager
+async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[Storage]:
+    """Yields the storage; nothing is asked of Redis yet. Raises SettingsError for an address that is none."""
+    try:
+        client = connect(settings.redis_url, timeout=settings.redis_timeout)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
+    try:
+        # Half the time: whoever waits for replicas must not be cut off by the timeout of his connection.
+        replicas = Replicas(settings.redis_min_replicas, settings.redis_timeout / 2)
+        repository = RedisStudentRepository(client, retention=RETENTION, replicas=replicas, breaker=breaker)
+        course_pulses = RedisCoursePulses(client, lifetime=RETENTION.course_pulse, breaker=breaker)
+        count_courses = CountCourses(course_pulses, interval=COUNTING_INTERVAL)
+        advice = RedisAdviceStore(client, retention=RETENTION, replicas=replicas, breaker=breaker)
+        apply = ApplyEvents(
+            repository,
+            rules=settings.scoring_rules(),
+            log_retention=RETENTION.event_log,
+            clock=utc_now,
+            advice=settings.advice_config(),
+            feedback=advice,
+            count_courses=count_courses,
+        )
+        reader = CachedMasteryReader(
+            repository,
+            capacity=settings.cache_capacity,
+            lifetime=settings.cache_lifetime,
+            timer=time.monotonic,
+        )
+        cached_pulses = CachedCoursePulses(
+            course_pulses,
+            capacity=COURSE_PULSE_CAPACITY,
+            lifetime=COURSE_PULSE_LIFETIME,
+            timer=time.monotonic,
+        )
+        feed = RedisMasteryFeed(client, cache=reader)
+        outlooks = RedisOutlookStore(client, lifetime=RETENTION.prediction, breaker=breaker)
+        issued = RedisIssuedForecasts(client, retention=RETENTION, breaker=breaker)
+        yield Storage(repository, apply, feed, reader, count_courses, cached_pulses, outlooks, advice, issued)
+    finally:
+        await client.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the server serves, and what goes on beside it."""
+
+    servicers: dict[ServiceDescriptor, object]
+    forecaster: WatchedForecaster
+    verify: VerifyForecasts
+
+
+def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
+    """Returns the services on a storage; without a request log, events are applied but not published."""
+    rules, terms = settings.scoring_rules(), settings.forecast_terms()
+    forecaster = WatchedForecaster(
+        forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
+    )
+    accept = AcceptEvents(storage.apply, request_log)
+    servicer = MasteryServicer(
+        read=ReadMastery(storage.reader, storage.repository),
+        calculate=CalculateMastery(
+            accept, storage.repository, rules=rules, log_retention=RETENTION.event_log, clock=utc_now
+        ),
+        accept=accept,
+        watch=WatchMastery(storage.feed, storage.repository),
+    )
+    verify = VerifyForecasts(
+        storage.issued,
+        storage.repository,
+        forecaster,
+        terms=terms,
+        rules=rules,
+        clock=utc_now,
+        course_pulses=storage.course_pulses,
+    )
+    predict = PredictMastery(
+        storage.repository,
+        storage.outlooks,
+        forecaster=forecaster,
+        terms=terms,
+        rules=rules,
+        detect_patterns=detect_patterns,
+        reasons_for=reasons_for,
+        clock=utc_now,
+        course_pulses=storage.course_pulses,
+        on_issued=verify.on_issued,
+    )
+    recommend = Recommend(storage.advice, config=settings.advice_config(), clock=utc_now, forecasts=predict)
+    servicers: dict[ServiceDescriptor, object] = {
+        MASTERY_SERVICE: servicer,
+        PREDICTION_SERVICE: PredictionServicer(predict),
+        RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
+    }
+    return Services(servicers, forecaster, verify)
+
+
+def breaker_of(settings: Settings, unavailable: type[Unavailable]) -> CircuitBreaker:
+    """Returns a closed breaker for a dependency that is told to be away by `unavailable`."""
+    terms = BreakerTerms(failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds)
+    return CircuitBreaker(unavailable, terms=terms, timer=time.monotonic)
+
+
+def server_terms(settings: Settings) -> ServerTerms:
+    """Returns on which terms clients are served."""
+    return ServerTerms(
+        shares_port=settings.grpc_workers > 1,
+        max_receive_message_size=settings.grpc_max_receive_message_size,
+        max_send_message_size=settings.grpc_max_send_message_size,
+        max_concurrent_streams=settings.grpc_max_concurrent_streams,
+        keepalive_time=settings.grpc_keepalive_time,
+        keepalive_timeout=settings.grpc_keepalive_timeout,
+        max_connection_age=settings.grpc_max_connection_age,
+        max_connection_age_grace=settings.grpc_max_connection_age_grace,
+    )

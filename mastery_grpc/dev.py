@@ -204,7 +204,7 @@ def _welcome(
     bearer = f"-H 'authorization: Bearer {token}'"
     request = """-d '{"student_id": "student_01"}'"""
     watch = """-d '{"student_ids": ["student_01", "student_02"]}'"""
-    service = f"{address} mastery.v1.MasteryService"
+    api = f"{address} mastery.v1"
     state = "a new class begins" if record is None else f"welcome back: the class goes on at {record.day}"
     announce(
         console,
@@ -212,9 +212,17 @@ def _welcome(
         [
             (
                 "a student's mastery, with grpcurl",
-                f"grpcurl -plaintext {bearer} {request} {service}/GetMastery",
+                f"grpcurl -plaintext {bearer} {request} {api}.MasteryService/GetMastery",
             ),
-            ("the same, live", f"grpcurl -plaintext {bearer} {watch} {service}/WatchMastery"),
+            ("the same, live", f"grpcurl -plaintext {bearer} {watch} {api}.MasteryService/WatchMastery"),
+            (
+                "where he will be in a week",
+                f"grpcurl -plaintext {bearer} {request} {api}.PredictionService/PredictNextWeek",
+            ),
+            (
+                "what he should do next",
+                f"grpcurl -plaintext {bearer} {request} {api}.RecommendationService/GetLearningPath",
+            ),
             ("what the API offers", f"grpcurl -plaintext {address} list"),
             (
                 "from Python",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import structlog
@@ -12,7 +13,13 @@ import structlog
 from mastery_grpc.application.ports import CourseKey, KeptOutlook, Revision
 from mastery_grpc.domain.errors import InsufficientHistory, MasteryError, StorageUnavailable, StudentNotFound
 from mastery_grpc.domain.events import StudentKey
-from mastery_grpc.domain.forecasting.forecast import MAX_HORIZON_DAYS, Forecast, History, Past
+from mastery_grpc.domain.forecasting.forecast import (
+    HISTORY_WINDOW_DAYS,
+    MAX_HORIZON_DAYS,
+    Forecast,
+    History,
+    Past,
+)
 from mastery_grpc.domain.forecasting.outlook import Outlook
 
 if TYPE_CHECKING:
@@ -156,7 +163,9 @@ class PredictMastery:
         [known] = (await self._load([student], self._clock().date())).values()
         if isinstance(known, MasteryError):
             raise known
-        return self._detect_patterns(known.past), known.past.state.activity.active_days
+        oldest = known.past.today - timedelta(days=HISTORY_WINDOW_DAYS - 1)
+        days = {event.event_time.date() for event in known.past.events}
+        return self._detect_patterns(known.past), sum(day >= oldest for day in days)
 
     def _intervention(self, outlook: Outlook) -> Intervention:
         week = outlook.ahead(WEEK)

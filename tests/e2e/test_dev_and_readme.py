@@ -95,7 +95,7 @@ def test_the_commands_that_dev_prints_work_as_printed(checkout: Path) -> None:
             for command in commands
         }
 
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command, answer in answers.items():
         assert "student_01" in answer.stdout or "mastery.v1.MasteryService" in answer.stdout, (command, answer)
         assert answer.returncode in (0, 143), (command, answer)
@@ -112,6 +112,7 @@ def test_the_commands_of_the_readme_work_as_they_stand(checkout: Path) -> None:
     assert answer.returncode == 0, answer
     assert '"mastery_score"' in answer.stdout or '"masteryScore"' in answer.stdout
     assert "SERVING" in answer.stdout
+    assert "predicted_score" in answer.stdout
     assert "completion" in answer.stdout
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mastery_grpc.domain.errors import InvalidInput
-from mastery_grpc.domain.events import LearningEvent, StudentKey
-from mastery_grpc.domain.forecasting.features import FEATURES, GROUPS, feature_rows
+from mastery_grpc.domain.events import ExerciseCompletion, LearningEvent, QuizPerformance, StudentKey
+from mastery_grpc.domain.forecasting.features import COURSE, FEATURES, GROUPS, feature_rows
 from mastery_grpc.domain.forecasting.forecast import (
     Forecast,
     Forecaster,
@@ -24,7 +24,7 @@ from mastery_grpc.domain.forecasting.forecast import (
 from mastery_grpc.domain.forecasting.linear_regression import LinearRegressionForecaster, student_quantile
 from mastery_grpc.domain.forecasting.persistence import PersistenceForecaster
 from mastery_grpc.domain.forecasting.pooled import PooledForecaster, shipped_forecaster
-from mastery_grpc.domain.forecasting.pulse import Count, CourseDays
+from mastery_grpc.domain.forecasting.pulse import Count, CourseDays, CoursePulse, ExerciseCount
 from mastery_grpc.domain.scoring import Component, ScoringRules
 from mastery_grpc.domain.student import mastery_of
 from tests.builders import DEFAULT_RULES, STUDENT, all_rules, at, day, event_of, exercise, histories, quality, quiz
@@ -49,6 +49,44 @@ def weekly(weeks: int, *, course_id: str = "", of: StudentKey = STUDENT) -> list
         marked = quality(0.5, number=3 * week + 2, time=at(7 * week, seconds=2), of=of)
         events += [replace(event, course_id=course_id) for event in (done, asked, marked)]
     return events
+
+
+def reported(
+    exercise_id: str, total: int, done: int, on: int, *, number: int, of: StudentKey = STUDENT
+) -> LearningEvent:
+    """Returns a report of the exercise in the course "python"."""
+    payload = ExerciseCompletion(total_exercises=total, completed_exercises=done, exercise_id=exercise_id)
+    return replace(event_of(payload, number=number, time=at(on), of=of), course_id="python")
+
+
+def asked(quiz_id: str, correct: int, on: int, *, number: int, of: StudentKey = STUDENT) -> LearningEvent:
+    """Returns a quiz of three questions in the course "python"."""
+    payload = QuizPerformance(total_questions=3, correct_answers=correct, quiz_id=quiz_id)
+    return replace(event_of(payload, number=number, time=at(on), of=of), course_id="python")
+
+
+def course_with_exercises(students: int = 6) -> list[list[LearningEvent]]:
+    """Returns students who all do "loops" on day 0 and, one more each day from day 20 on, the quiz "lists"."""
+    keys = [StudentKey(f"student_{number}", "") for number in range(students)]
+    return [
+        [
+            reported("loops", 1, 1, 0, number=1, of=key),
+            reported("lists", 2, 2, 20 + number, number=2, of=key),
+            asked("lists", 2, 20 + number, number=3, of=key),
+            reported("tuples", 3, 2, 40, number=4, of=key),
+            reported("tuples", 3, 3, 41 + number, number=5, of=key),
+        ]
+        for number, key in enumerate(keys)
+    ]
+
+
+def features_in_course(students: Sequence[Sequence[LearningEvent]], who: int, today: int) -> dict[str, float]:
+    """Returns the features that need the course, of one of its students."""
+    kept = [History(events, DEFAULT_RULES) for events in students]
+    past = kept[who].until(day(today), CourseDays(kept))
+    assert past is not None
+    values = feature_rows([past], [7])[0, COURSE].tolist()
+    return dict(zip(FEATURES[COURSE], values, strict=True))
 
 
 def one(forecaster: Forecaster, past: Past, horizon: int = 7, terms: ForecastTerms = TERMS) -> Forecast:
@@ -99,6 +137,22 @@ def test_what_comes_after_the_origin_changes_nothing(
         return
     assert before is not None
     assert one(forecaster, before, horizon) == one(forecaster, past_of(known, today), horizon)
+
+
+@every_forecaster
+@pytest.mark.parametrize("today", [0, 22, 40, 43])
+def test_what_fellow_students_hand_in_after_the_origin_changes_nothing(forecaster: Forecaster, today: int) -> None:
+    students = course_with_exercises()
+    cut = [[event for event in events if event.event_time.date() <= day(today)] for events in students]
+    forecasts = []
+    for known in (students, cut):
+        kept = [History(events, DEFAULT_RULES) for events in known]
+        past = kept[-1].until(day(today), CourseDays(kept))
+        assert past is not None
+        assert past.course is not None
+        assert past.course.exercises
+        forecasts.append(one(forecaster, past))
+    assert forecasts[0] == forecasts[1]
 
 
 @every_forecaster
@@ -254,6 +308,56 @@ def test_a_course_is_counted_by_student_and_day() -> None:
     late = courses.until("python", day(50))
     assert late is not None
     assert late.counts[Count.ACTIVE].nonzero()[0].tolist() == [36, 43, 50]
+
+
+def test_an_exercise_is_counted_by_its_id_and_day() -> None:
+    courses = CourseDays(History(events, DEFAULT_RULES) for events in course_with_exercises())
+    pulse = courses.until("python", day(42))
+    assert pulse is not None
+    table = dict(zip(pulse.exercises, pulse.exercise_counts, strict=True))
+    assert set(table) == {"loops", "lists", "tuples"}
+    assert table["loops"][ExerciseCount.DONE, 42] == 6
+    assert table["loops"].sum() == 6
+    assert table["lists"][ExerciseCount.DONE, 17:23].tolist() == [1, 1, 1, 1, 1, 1]
+    assert table["lists"][ExerciseCount.QUIZ].sum() == 6
+    assert table["lists"][ExerciseCount.MARKS].sum() == 6 * 667
+    assert table["tuples"][ExerciseCount.MISSED, :4].tolist() == [0, 0, 6, 0]
+    assert table["tuples"][ExerciseCount.DONE, :4].tolist() == [1, 1, 0, 0]
+    assert table["tuples"][ExerciseCount.LATE, :4].tolist() == [1, 1, 0, 0]
+    old = courses.until("python", day(95))
+    assert old is not None
+    assert set(old.exercises) == {"lists", "tuples"}
+
+
+def test_an_exercise_that_fellows_do_now_is_open_to_those_who_have_not_done_it() -> None:
+    students = course_with_exercises()
+    last, first = features_in_course(students, 5, 22), features_in_course(students, 0, 22)
+    assert last["open_quiz_hazard_7"] > 0.0
+    assert last["open_gain_7"] > 0.0
+    assert last["ahead"] == 1  # "loops", which nobody has missed
+    assert first["open_hazard_7"] == 0.0
+    assert first["ahead"] == 2
+    assert first["ahead_rank"] == pytest.approx(1 / 9)
+
+
+def test_an_exercise_missed_together_is_expected_once_fellows_come_back() -> None:
+    students = course_with_exercises()
+    before, after = features_in_course(students, 5, 40), features_in_course(students, 5, 43)
+    assert (before["first_late_age"], before["first_late_returned"]) == (0, 0.0)
+    assert (after["first_late_age"], after["first_late_returned"]) == (3, 0.5)
+    assert after["late_gain_7"] > before["late_gain_7"] == 0.0
+
+
+def test_a_course_without_a_table_of_exercises_is_one_where_they_are_not_known() -> None:
+    kept = [History(events, DEFAULT_RULES) for events in course_with_exercises()]
+    past = kept[5].until(day(22), CourseDays(kept))
+    assert past is not None
+    assert past.course is not None
+    counted = CoursePulse(past.course.students, past.course.counts)
+    values = dict(zip(FEATURES, feature_rows([replace(past, course=counted)], [7])[0].tolist(), strict=True))
+    assert values["open_hazard_7"] == values["ahead"] == -1.0
+    assert values["course_done_7"] > 0.0
+    assert_sane(one(shipped_forecaster(), replace(past, course=counted)), past)
 
 
 def test_the_pooled_forecaster_is_what_its_file_says() -> None:

@@ -19,6 +19,7 @@ from mastery_grpc.domain.forecasting.model_file import (
 )
 from mastery_grpc.domain.forecasting.pooled import shipped_forecaster
 from mastery_grpc.domain.forecasting.trees import TreeEnsemble, arranged
+from mastery_grpc.training.fit import ROUNDS, WEEKDAYS
 
 
 def leaves(*values: float) -> TreeEnsemble:
@@ -156,3 +157,13 @@ def test_the_shipped_model_can_be_read_and_is_small() -> None:
     model = shipped_forecaster().model
     assert len(write_model(model)) < 1_000_000
     assert model.summary["students"] > 0
+
+
+def test_of_the_two_shipped_models_that_are_averaged_one_knows_no_weekdays() -> None:
+    weekdays = [FEATURES.index(name) for name in WEEKDAYS]
+    for name in ("classes", "mean"):
+        trees = getattr(shipped_forecaster().model, name)
+        asks_for_weekday = np.isfinite(trees.threshold) & np.isin(trees.feature, weekdays)
+        second = int(trees.roots[ROUNDS[name], 0])
+        assert asks_for_weekday[:second].any()
+        assert not asks_for_weekday[second:].any()

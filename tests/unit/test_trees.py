@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mastery_grpc.domain.forecasting.trees import TreeEnsemble, arranged
+from mastery_grpc.domain.forecasting.trees import TreeEnsemble, arranged, average_of
 from mastery_grpc.training.fit import ensemble_of
 
 
@@ -98,3 +98,15 @@ def test_a_tree_that_ends_early_is_refused() -> None:
 def test_trees_that_do_not_share_out_among_the_outputs_are_refused() -> None:
     with pytest.raises(ValueError, match="do not come out even"):
         ensemble(stump(0.5, 1.0, 2.0), outputs=2)
+
+
+def test_the_average_of_two_ensembles_predicts_the_mean_of_both() -> None:
+    one, rows = learned("multiclass", 3)
+    deeper = lightgbm.train(
+        {"objective": "multiclass", "num_class": 3, "num_leaves": 21, "verbose": -1, "num_threads": 1},
+        lightgbm.Dataset(rows, rows[:, 1].astype(int)),
+        5,
+    )
+    first, second = ensemble_of([one]), ensemble_of([deeper])
+    expected = (first.predict(rows) + second.predict(rows)) / 2.0
+    np.testing.assert_allclose(average_of(first, second).predict(rows), expected, atol=1e-6)

@@ -95,7 +95,7 @@ def backtest(
 
     A course is what these students make of it. Raises InvalidInput for a horizon outside 1..30.
     """
-    courses = CourseDays(histories.values())
+    courses = CourseDays(history.events for history in histories.values())
     cases = [
         (student, history, origin) for student, history in histories.items() for origin in origins_of(history)
     ]

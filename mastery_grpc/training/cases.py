@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mastery_grpc.domain.forecasting.features import (
+    COURSE,
     FEATURES,
     HORIZON,
-    PULSE,
-    features_of,
-    pulse_features,
+    course_features,
+    own_features,
     score_values,
 )
+from mastery_grpc.domain.forecasting.features.recent import Recent
 from mastery_grpc.domain.forecasting.forecast import MAX_HORIZON_DAYS, History
 from mastery_grpc.domain.forecasting.pulse import CourseDays
 
@@ -24,12 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mastery_grpc.domain.events import LearningEvent, StudentKey
+    from mastery_grpc.domain.forecasting.forecast import Past
     from mastery_grpc.domain.scoring import ScoringRules
 
 FIRST_ORIGIN = 14
 """Days after the first event day."""
 ORIGIN_STEP = 7
 MAIN_HORIZON = 7
+SOON_SHARE = 0.4
+"""Of the cases that ask for any horizon, how many ask for one below the main one."""
 MISSING_SHARE = 0.3
 """Of the cases, how many are learned once more without their course."""
 
@@ -101,19 +106,25 @@ def training_cases(
         origins.extend((place, origin) for origin in origins_of(history))
     known = [_Known(history) for history in students]
     base = np.empty((len(origins), len(FEATURES)), np.float32)
+    pasts: list[tuple[Past, Recent]] = []
     for number, (place, origin) in enumerate(origins):
         past = students[place].until(origin)
-        if past is not None:
-            base[number, :HORIZON] = features_of(past)
+        if past is None:
+            raise ValueError("an origin precedes the first event")
+        pasts.append((past, Recent(past)))
+        base[number, : COURSE.start] = own_features(*pasts[-1])
+        base[number, COURSE] = course_features(*pasts[-1], None)
         if number % 1000 == 0:
             progress("features", number, len(origins))
     whole = np.full(len(origins), MAIN_HORIZON)
     any_horizon = random.integers(1, MAX_HORIZON_DAYS + 1, len(origins))
+    soon = random.random(len(origins)) < SOON_SHARE
+    any_horizon[soon] = random.integers(1, MAIN_HORIZON, int(soon.sum()))
     parts: list[Cases] = []
     for horizons, groups, importance in ((whole, 1, 1.0), (whole, 3, 1.0), (whole, 3, 1.0), (any_horizon, 3, 0.7)):
         progress("courses", len(parts), 5)
         rows = base.copy()
-        rows[:, PULSE] = _pulses(students, origins, random.integers(0, groups, len(students)))
+        rows[:, COURSE] = _courses(students, origins, pasts, random.integers(0, groups, len(students)))
         parts.append(_with_targets(rows, known, origins, horizons, importance))
     alone = np.flatnonzero(random.random(len(origins)) < MISSING_SHARE)
     horizons = np.where(random.random(len(origins)) < 0.5, whole, any_horizon)[alone]
@@ -125,22 +136,30 @@ def training_cases(
     )
 
 
-def _pulses(
-    students: Sequence[History], origins: Sequence[tuple[int, date]], group: NDArray[np.int64]
+def _courses(
+    students: Sequence[History],
+    origins: Sequence[tuple[int, date]],
+    pasts: Sequence[tuple[Past, Recent]],
+    group: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     courses = [
-        CourseDays(student for student, its_group in zip(students, group, strict=True) if its_group == number)
+        CourseDays(
+            student.events for student, its_group in zip(students, group, strict=True) if its_group == number
+        )
         for number in range(int(group.max()) + 1)
     ]
-    seen: dict[tuple[int, str, date], list[float]] = {}
-    values = []
-    for place, origin in origins:
-        past = students[place].until(origin)
-        key = (int(group[place]), past.events[-1].course_id if past else "", origin)
-        if key not in seen:
-            seen[key] = pulse_features(courses[key[0]].until(key[1], origin))
-        values.append(seen[key])
-    return np.array(values, np.float32)
+    values = np.empty((len(origins), COURSE.stop - COURSE.start), np.float32)
+    keys = [
+        (int(group[place]), past.events[-1].course_id, origin)
+        for (place, origin), (past, _) in zip(origins, pasts, strict=True)
+    ]
+    # Those who share a pulse one after another: it is looked up once.
+    in_order = sorted(range(len(keys)), key=keys.__getitem__)
+    for (number, course_id, origin), cases in groupby(in_order, keys.__getitem__):
+        pulse = courses[number].until(course_id, origin)
+        for case in cases:
+            values[case] = course_features(*pasts[case], pulse)
+    return values
 
 
 def _with_targets(

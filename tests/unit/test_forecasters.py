@@ -83,7 +83,7 @@ def course_with_exercises(students: int = 6) -> list[list[LearningEvent]]:
 def features_in_course(students: Sequence[Sequence[LearningEvent]], who: int, today: int) -> dict[str, float]:
     """Returns the features that need the course, of one of its students."""
     kept = [History(events, DEFAULT_RULES) for events in students]
-    past = kept[who].until(day(today), CourseDays(kept))
+    past = kept[who].until(day(today), CourseDays(history.events for history in kept))
     assert past is not None
     values = feature_rows([past], [7])[0, COURSE].tolist()
     return dict(zip(FEATURES[COURSE], values, strict=True))
@@ -147,7 +147,7 @@ def test_what_fellow_students_hand_in_after_the_origin_changes_nothing(forecaste
     forecasts = []
     for known in (students, cut):
         kept = [History(events, DEFAULT_RULES) for events in known]
-        past = kept[-1].until(day(today), CourseDays(kept))
+        past = kept[-1].until(day(today), CourseDays(history.events for history in kept))
         assert past is not None
         assert past.course is not None
         assert past.course.exercises
@@ -162,7 +162,7 @@ def test_what_fellow_students_do_after_the_origin_changes_nothing(forecaster: Fo
     forecasts = []
     for known in (students, cut):
         kept = [History(events, DEFAULT_RULES) for events in known]
-        past = kept[0].until(day(30), CourseDays(kept))
+        past = kept[0].until(day(30), CourseDays(history.events for history in kept))
         assert past is not None
         assert past.course is not None
         forecasts.append(one(forecaster, past))
@@ -296,7 +296,7 @@ def test_every_feature_has_a_name_and_none_is_missing() -> None:
 
 def test_a_course_is_counted_by_student_and_day() -> None:
     students = [weekly(3, course_id="python", of=StudentKey(f"student_{number}", "")) for number in range(4)]
-    courses = CourseDays(History(events, DEFAULT_RULES) for events in students)
+    courses = CourseDays(students)
     pulse = courses.until("python", day(8))
     assert pulse is not None
     assert pulse.students == 4
@@ -311,7 +311,7 @@ def test_a_course_is_counted_by_student_and_day() -> None:
 
 
 def test_an_exercise_is_counted_by_its_id_and_day() -> None:
-    courses = CourseDays(History(events, DEFAULT_RULES) for events in course_with_exercises())
+    courses = CourseDays(course_with_exercises())
     pulse = courses.until("python", day(42))
     assert pulse is not None
     table = dict(zip(pulse.exercises, pulse.exercise_counts, strict=True))
@@ -350,7 +350,7 @@ def test_an_exercise_missed_together_is_expected_once_fellows_come_back() -> Non
 
 def test_a_course_without_a_table_of_exercises_is_one_where_they_are_not_known() -> None:
     kept = [History(events, DEFAULT_RULES) for events in course_with_exercises()]
-    past = kept[5].until(day(22), CourseDays(kept))
+    past = kept[5].until(day(22), CourseDays(history.events for history in kept))
     assert past is not None
     assert past.course is not None
     counted = CoursePulse(past.course.students, past.course.counts)

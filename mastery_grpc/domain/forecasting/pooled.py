@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mastery_grpc.domain.forecasting.distribution import ScoreDistribution, around
-from mastery_grpc.domain.forecasting.features import feature_rows, score_values
+from mastery_grpc.domain.forecasting.features import HORIZON, feature_rows, score_values
 from mastery_grpc.domain.forecasting.forecast import Forecast, ForecastTerms, check_horizons
 from mastery_grpc.domain.forecasting.model_file import PooledModel, read_model
 from mastery_grpc.domain.forecasting.statement import fitted, stated, weights_of
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from mastery_grpc.domain.forecasting.forecast import Past
 
 MODEL_FILE = "pooled_model.bin"
-MEAN_SHARE = 0.5
+# All of these were found on students kept aside; in between they are interpolated.
+HORIZONS = (1, 3, 7, 14, 30)
+MEAN_SHARE = (0.25, 0.5, 0.5, 0.6, 0.75)
 """How far the mean of the classes of change goes to that of the trees for the mean."""
-WIDENED_HORIZONS = (7, 14, 30)
-WIDENED_BY = (1.0, 0.67, 0.6)
+KEPT = (0.7, 0.85, 1.0, 1.0, 1.0)
+"""How much of the expected change is kept: on which of the next days something happens is hard to tell."""
+WIDENED_BY = (1.7, 1.5, 1.0, 0.72, 0.64)
 """What the probability outside an interval is multiplied by as well: further ahead it was seen to hold less."""
 
 
@@ -68,13 +71,16 @@ class PooledForecaster:
         """Returns the distribution of the score for rows of FEATURES and the scores at their origins.
 
         The classes of change give its shape; its mean is drawn towards that of trees fitted to the change itself,
-        which have the smaller squared error.
+        which have the smaller squared error, and in the first days towards the score as it is.
         """
         odds = self.model.classes.predict(rows)
         odds = np.exp(odds - odds.max(axis=1, keepdims=True))
         scores = around(current, self.model.knots, odds / odds.sum(axis=1, keepdims=True))
+        horizons = rows[:, HORIZON]
+        share = np.interp(horizons, HORIZONS, MEAN_SHARE)
         expected = np.clip(current + self.model.mean.predict(rows)[:, 0], 0.0, 1.0)
-        return scores.tilted(MEAN_SHARE * expected + (1.0 - MEAN_SHARE) * scores.mean())
+        expected = share * expected + (1.0 - share) * scores.mean()
+        return scores.tilted(current + np.interp(horizons, HORIZONS, KEPT) * (expected - current))
 
     def _interval(
         self,
@@ -83,7 +89,7 @@ class PooledForecaster:
         horizons: NDArray[np.int64],
         level: float,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        by_horizon = np.interp(horizons, WIDENED_HORIZONS, WIDENED_BY)
+        by_horizon = np.interp(horizons, HORIZONS, WIDENED_BY)
         tail = np.minimum((1.0 - level) / 2.0 * self.model.widening * by_horizon, 0.5)
         # Where a change is unlikely but large, the expected score lies beyond the quantiles.
         lower = np.minimum(scores.quantile(tail), predicted)

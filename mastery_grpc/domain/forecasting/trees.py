@@ -94,3 +94,16 @@ def arranged(
         roots=np.array(roots, np.intp).reshape(-1, outputs),
         depth=int(level.max(initial=0)),
     )
+
+
+def average_of(one: TreeEnsemble, other: TreeEnsemble) -> TreeEnsemble:
+    """Returns the ensemble that predicts the mean of two with as many outputs."""
+    count = len(one.feature)
+    return TreeEnsemble(
+        feature=np.concatenate([one.feature, other.feature]),
+        threshold=np.concatenate([one.threshold, other.threshold]),
+        child=np.concatenate([one.child, other.child + count]),
+        value=(np.concatenate([one.value, other.value]) / 2.0).astype(np.float32),
+        roots=np.concatenate([one.roots, other.roots + count]),
+        depth=max(one.depth, other.depth),
+    )

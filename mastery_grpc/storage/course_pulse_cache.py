@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from mastery_grpc.application.ports import CourseKey, CoursePulses
     from mastery_grpc.domain.forecasting.pulse import CoursePulse
 
+EXERCISES = 50
+"""With so many, which are 90 kB, a course counts as one."""
+
 
 class CachedCoursePulses:
     """Implements `CoursePulses`, through an LRU cache that also remembers of which courses nothing is known."""
@@ -20,9 +24,14 @@ class CachedCoursePulses:
     def __init__(
         self, pulses: CoursePulses, *, capacity: int, lifetime: float, timer: Callable[[], float]
     ) -> None:
-        """`lifetime` in seconds, by the monotonic `timer`: by so much an answer may be behind."""
+        """`capacity` in courses of up to 50 exercises, at least 10: one of more takes the place of up to ten.
+
+        `lifetime` in seconds, by the monotonic `timer`: by so much an answer may be behind.
+        """
         self._pulses = pulses
-        self._entries: TTLCache[tuple[CourseKey, date], CoursePulse | None] = TTLCache(capacity, lifetime, timer)
+        self._entries: TTLCache[tuple[CourseKey, date], CoursePulse | None] = TTLCache(
+            capacity, lifetime, timer, getsizeof=_size
+        )
 
     async def until(self, courses: Sequence[CourseKey], today: date) -> dict[CourseKey, CoursePulse]:
         found: dict[CourseKey, CoursePulse | None] = {}
@@ -37,3 +46,7 @@ class CachedCoursePulses:
             for course in missing:
                 found[course] = self._entries[course, today] = read.get(course)
         return {course: pulse for course, pulse in found.items() if pulse is not None}
+
+
+def _size(pulse: CoursePulse | None) -> int:
+    return max(1, math.ceil(len(pulse.exercises) / EXERCISES)) if pulse else 1

@@ -118,6 +118,11 @@ def course_counts(course: CourseKey, day: date) -> str:
     return f"{_course(course)}:pulse:{day.year:04d}-{day.month:02d}"
 
 
+def course_exercises(course: CourseKey, day: date) -> str:
+    """Returns the key of what was done about each exercise of a course in the month of `day`."""
+    return f"{_course(course)}:exercises:{day.year:04d}-{day.month:02d}"
+
+
 def course_students(course: CourseKey, day: date) -> str:
     """Returns the key of how many students were active in the ISO week of `day`."""
     year, week, _ = day.isocalendar()

@@ -4,6 +4,10 @@ One hash per course and month, its fields `DAY:count` such as `14:missed`, so th
 four keys, and expire without anybody's doing. Students are counted by a HyperLogLog per course and ISO week: it
 holds no ids, so there is nothing to erase in it, and is 0.8 % off. A course's students are those of the 13 weeks
 that end with today's, 85 to 91 days.
+
+What is counted for each exercise is in another hash per month. Its fields `=ID` number the exercises in the order
+in which they came, `ids` is how many there are, and counts are `DAY:count:NUMBER` such as `14:done:3`. So an id
+may be any text and is kept once, and when there are too many, the next one gets no number.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mastery_grpc.domain.forecasting.pulse import PULSE_DAYS, Count, CoursePulse
+from mastery_grpc.application.course_pulse import MAX_EXERCISES, latest_exercises
+from mastery_grpc.domain.forecasting.pulse import PULSE_DAYS, Count, CoursePulse, ExerciseCount
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import raise_first_error, run_pipeline
 
@@ -40,6 +45,8 @@ PORTION = 200
 
 _NAMES = [kind.name.lower() for kind in Count]
 _ROWS = {name.encode(): row for row, name in enumerate(_NAMES)}
+_EXERCISE_NAMES = [kind.name.lower() for kind in ExerciseCount]
+_MOST = int(np.iinfo(np.int32).max)  # marks, in thousandths, are the only count that could be more
 # Sent whole each time: a second trip for a server that does not know it yet would cost more than these bytes.
 _ADD = files("mastery_grpc.storage").joinpath("count.lua").read_text()
 
@@ -61,10 +68,12 @@ class RedisCoursePulses:
 
     async def until(self, courses: Sequence[CourseKey], today: date) -> dict[CourseKey, CoursePulse]:
         months = _months_until(today)
+        places = [_exercise_places(month, today) for month in months]
         commands: list[Command] = []
         for course in courses:
             commands.append(("PFCOUNT", *(keys.course_students(course, day) for day in _weeks_until(today))))
             commands += (("HGETALL", keys.course_counts(course, month)) for month in months)
+            commands += (("HGETALL", keys.course_exercises(course, month)) for month in months)
         replies = iter(await self._run(commands))
         pulses: dict[CourseKey, CoursePulse] = {}
         for course in courses:
@@ -72,9 +81,13 @@ class RedisCoursePulses:
             counts = np.zeros((len(Count), PULSE_DAYS), np.int32)
             for month in months:
                 _read_month(next(replies), month, today, counts)
+            of_exercises: dict[str, NDArray[np.int32]] = {}
+            for of_month in places:
+                _read_exercises(next(replies), of_month, of_exercises)
             if students:
-                counts.flags.writeable = False  # many forecasts look at it
-                pulses[course] = CoursePulse(students, counts)
+                ids, exercise_counts = latest_exercises(of_exercises)
+                counts.flags.writeable = exercise_counts.flags.writeable = False  # many forecasts look at them
+                pulses[course] = CoursePulse(students, counts, ids, exercise_counts)
         return pulses
 
     async def _run(self, commands: Sequence[Command]) -> list[Any]:
@@ -91,12 +104,21 @@ class RedisCoursePulses:
             for name, amount in zip(_NAMES, amounts, strict=True):
                 if amount:
                     fields += f"{day.day:02d}:{name}", amount
+        exercises: dict[str, list[Any]] = {}
+        for exercise_id, days in increments.exercises.items():
+            for day, amounts in days.items():
+                fields = exercises.setdefault(keys.course_exercises(course, day), [])
+                for name, amount in zip(_EXERCISE_NAMES, amounts, strict=True):
+                    if amount:
+                        fields += exercise_id, f"{day.day:02d}:{name}:", amount
         weeks: dict[str, list[Any]] = {}
         for day, student_id in increments.active:
             weeks.setdefault(keys.course_students(course, day), []).append(student_id)
-        values = [argument for its in (*months.values(), *weeks.values()) for argument in (len(its), *its)]
-        script_keys = [keys.course_write(course, token), *months, *weeks]
-        return [len(script_keys), *script_keys, self._lifetime, MARK_SECONDS, len(months), *values]
+        by_key = months | exercises | weeks
+        values = [argument for its in by_key.values() for argument in (len(its), *its)]
+        limits = self._lifetime, MARK_SECONDS, MAX_EXERCISES
+        script_keys = [keys.course_write(course, token), *by_key]
+        return [len(script_keys), *script_keys, *limits, len(months), len(exercises), *values]
 
 
 def _weeks_until(today: date) -> list[date]:
@@ -115,11 +137,40 @@ def _months_until(today: date) -> list[date]:
 
 
 def _read_month(reply: Any, month: date, today: date, counts: NDArray[np.int32]) -> None:
-    fields = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
     age_of_start = (today - month).days + 1
-    for field, value in fields.items():
+    for field, value in _fields(reply).items():
         day, _, name = field.partition(b":")
         age = age_of_start - int(day)
         if name in _ROWS and 0 <= age < PULSE_DAYS:
             # Below zero if a count was lost that a late event took back.
             counts[_ROWS[name], age] = max(0, int(value))
+
+
+def _read_exercises(
+    reply: Any, places: Mapping[bytes, tuple[int, int]], counts: dict[str, NDArray[np.int32]]
+) -> None:
+    """Adds what a month's hash holds of each exercise to `counts`, shape (5, 90) each."""
+    fields = _fields(reply)
+    ids = {number: field[1:].decode() for field, number in fields.items() if field.startswith(b"=")}
+    for field, value in fields.items():
+        of_day, _, number = field.rpartition(b":")
+        if (place := places.get(of_day)) is not None and (amount := int(value)) > 0:
+            exercise_id = ids[number]
+            if (its := counts.get(exercise_id)) is None:
+                its = counts[exercise_id] = np.zeros((len(ExerciseCount), PULSE_DAYS), np.int32)
+            its[place] = min(amount, _MOST)
+
+
+def _exercise_places(month: date, today: date) -> dict[bytes, tuple[int, int]]:
+    """Returns where `DAY:count` of a month belongs in an exercise's counts: its row and its age in days."""
+    age_of_start = (today - month).days
+    ages = range(max(0, age_of_start - 30), min(age_of_start + 1, PULSE_DAYS))
+    return {
+        f"{age_of_start - age + 1:02d}:{name}".encode(): (row, age)
+        for age in ages
+        for row, name in enumerate(_EXERCISE_NAMES)
+    }
+
+
+def _fields(reply: Any) -> dict[bytes, bytes]:
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))

@@ -20,9 +20,15 @@ def quizzes_counted(server: RedisServer) -> list[str]:
         ]
 
 
+def exercises_counted(server: RedisServer) -> dict[str, dict[str, str]]:
+    with server.client() as client:
+        return {str(key): client.hgetall(key) for key in client.scan_iter("course:*:exercises:*")}
+
+
 async def test_what_a_server_applies_is_counted(redis_server: RedisServer, redis_url: str) -> None:
     event = quiz_event()
     event.course_id = "algebra"
+    event.quiz_performance_submitted.quiz_id = "sheet"
     async with running_engine(redis_url) as engine:
         for _ in range(2):
             [result] = await engine.client().ingest(event)
@@ -30,11 +36,22 @@ async def test_what_a_server_applies_is_counted(redis_server: RedisServer, redis
     time = event.event_time.ToDatetime()
 
     assert quizzes_counted(redis_server) == [f"course:{{algebra}}:pulse:{time:%Y-%m}/{time:%d}:quiz 1"]
+    assert exercises_counted(redis_server) == {
+        f"course:{{algebra}}:exercises:{time:%Y-%m}": {
+            "ids": "1",
+            "=sheet": "1",
+            f"{time:%d}:quiz:1": "1",
+            f"{time:%d}:marks:1": "500",
+        }
+    }
 
 
 async def test_what_a_worker_applies_is_counted(redis_server: RedisServer, log: Log, settings: Settings) -> None:
-    quiz = QuizPerformance(total_questions=1, correct_answers=1)
+    quiz = QuizPerformance(total_questions=1, correct_answers=1, quiz_id="sheet")
     events = [event_of(quiz, number=each, of=student(f"s{each}"), course_id="algebra") for each in range(5)]
     await asyncio.wait_for(work(log, settings, [json_record(event) for event in [*events, *events]]), 60)
 
     assert quizzes_counted(redis_server) == ["course:{algebra}:pulse:2026-01/12:quiz 5"]
+    assert exercises_counted(redis_server) == {
+        "course:{algebra}:exercises:2026-01": {"ids": "1", "=sheet": "1", "12:quiz:1": "5", "12:marks:1": "5000"}
+    }

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from mastery_grpc.application.apply_events import ApplyEvents
-from mastery_grpc.application.course_pulse import CountCourses, Increments
+from mastery_grpc.application.course_pulse import MAX_EXERCISES, CountCourses, Increments
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.application.ports import CourseKey, CoursePulses, StudentChange
 from mastery_grpc.application.student_update import Delivery
@@ -28,8 +29,7 @@ from mastery_grpc.domain.events import (
     QuizPerformance,
     StudentKey,
 )
-from mastery_grpc.domain.forecasting.forecast import History
-from mastery_grpc.domain.forecasting.pulse import Count, CourseDays, CoursePulse
+from mastery_grpc.domain.forecasting.pulse import PULSE_DAYS, Count, CourseDays, CoursePulse, ExerciseCount
 from mastery_grpc.domain.student import MAX_COURSES, CourseStanding, StudentState, fold_all
 from mastery_grpc.simulation.learners import simulate_class
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
@@ -81,6 +81,19 @@ class Engine:
         assert pulse is not None
         return {kind: int(pulse.counts[kind, 0]) for kind in Count if pulse.counts[kind, 0]}
 
+    async def exercise_counts(self, today: date) -> dict[str, dict[ExerciseCount, int]]:
+        """Returns what was counted for each exercise on a day, zeros left out."""
+        pulse = await self.until(today)
+        assert pulse is not None
+        days = {exercise_id: counts[:, 0] for exercise_id, counts in by_exercise(pulse).items()}
+        found = {each: {kind: int(day[kind]) for kind in ExerciseCount if day[kind]} for each, day in days.items()}
+        return {exercise_id: counts for exercise_id, counts in found.items() if counts}
+
+
+def by_exercise(pulse: CoursePulse) -> dict[str, NDArray[np.int32]]:
+    assert pulse.exercise_counts.shape == (len(pulse.exercises), len(ExerciseCount), PULSE_DAYS)
+    return dict(zip(pulse.exercises, pulse.exercise_counts, strict=True))
+
 
 def done(
     completed: int,
@@ -90,8 +103,9 @@ def done(
     days: int = 0,
     of: StudentKey = STUDENT,
     course: str = "algebra",
+    exercise_id: str = "",
 ) -> LearningEvent:
-    payload = ExerciseCompletion(total_exercises=total, completed_exercises=completed)
+    payload = ExerciseCompletion(total_exercises=total, completed_exercises=completed, exercise_id=exercise_id)
     return in_course(payload, number=number, days=days, of=of, course=course)
 
 
@@ -108,7 +122,7 @@ def course_days(events: Iterable[LearningEvent]) -> CourseDays:
     by_student: dict[StudentKey, list[LearningEvent]] = {}
     for event in events:
         by_student.setdefault(event.student, []).append(event)
-    return CourseDays(History(its, DEFAULT_RULES) for its in by_student.values())
+    return CourseDays(sorted(its, key=lambda event: event.position) for its in by_student.values())
 
 
 async def assert_counted(engine: Engine, events: Sequence[LearningEvent]) -> None:
@@ -124,10 +138,11 @@ async def assert_counted(engine: Engine, events: Sequence[LearningEvent]) -> Non
             today = first + timedelta(days=ahead)
             pulse, wanted = await engine.until(today, CourseKey(course_id)), expected.until(course_id, today)
             if pulse is None or wanted is None:
-                assert pulse is None or not pulse.counts.any()
+                assert pulse is None or not (pulse.counts.any() or pulse.exercises)
                 assert wanted is None or not wanted.counts[:, :FEWEST_DAYS].any()
                 continue
             np.testing.assert_array_equal(pulse.counts, wanted.counts, err_msg=f"{course_id} {today}")
+            np.testing.assert_equal(by_exercise(pulse), by_exercise(wanted), err_msg=f"{course_id} {today}")
             if last <= today < first + timedelta(days=FEWEST_DAYS):
                 assert pulse.students == wanted.students
 
@@ -151,6 +166,9 @@ async def test_a_simulated_class_is_counted_as_its_histories_are(late_share: flo
     assert pulse is not None
     assert pulse.students == 25
     assert (pulse.counts.sum(axis=1)[[Count.ACTIVE, Count.DONE, Count.QUIZ, Count.QUALITY]] > 0).all()
+    assert len(pulse.exercises) > 5
+    in_all = pulse.exercise_counts.sum(axis=(0, 2))
+    assert (in_all[[ExerciseCount.DONE, ExerciseCount.QUIZ, ExerciseCount.MARKS]] > 0).all()
 
 
 @pytest.mark.skipif(events_file() is None, reason=WHY_SKIPPED)
@@ -171,12 +189,15 @@ async def test_real_learners_are_counted_as_their_histories_are() -> None:
 def histories_in_courses(draw: st.DrawFn) -> list[LearningEvent]:
     """Returns distinct events of two students in two courses and in none, on a few days."""
     numbers = draw(st.lists(st.integers(0, 999), unique=True, min_size=1, max_size=12))
-    exercises = st.tuples(st.integers(0, 4), st.integers(1, 4)).map(
-        lambda pair: ExerciseCompletion(total_exercises=max(pair), completed_exercises=pair[0])
+    names = st.sampled_from(["", "a", "b:c"])
+    exercises = st.tuples(st.integers(0, 4), st.integers(1, 4), names).map(
+        lambda each: ExerciseCompletion(
+            total_exercises=max(each[:2]), completed_exercises=each[0], exercise_id=each[2]
+        )
     )
     return [
         event_of(
-            draw(st.one_of(exercises, payloads())),
+            draw(st.one_of(exercises, payloads(names))),
             number=number,
             time=at(draw(st.integers(0, 3)), hours=draw(st.sampled_from([0, 12]))),
             of=student(draw(st.sampled_from(["s1", "s2"]))),
@@ -211,6 +232,30 @@ async def test_steps_are_told_apart_by_what_was_reported_before() -> None:
     assert await engine.counts(day(0)) == {Count.ACTIVE: 1, Count.DONE: 2, Count.MISSED: 1, Count.LATE: 1}
 
 
+async def test_steps_and_marks_are_counted_for_the_exercise_that_they_name() -> None:
+    engine = Engine()
+    quiz = QuizPerformance(total_questions=3, correct_answers=2, quiz_id="sheet")
+    await engine.apply(
+        done(0, 1, number=1, exercise_id="sheet"),
+        done(1, 1, number=2, exercise_id="sheet"),
+        done(1, 1, number=3, exercise_id="again"),
+        done(2, 2, number=4),
+        in_course(quiz, number=5),
+        in_course(quiz, number=6),
+        in_course(QualityAssessment(correctness_score=1.0, exercise_id="essay"), number=7),
+    )
+
+    assert await engine.exercise_counts(day()) == {
+        "sheet": {
+            ExerciseCount.DONE: 1,
+            ExerciseCount.MISSED: 1,
+            ExerciseCount.LATE: 1,
+            ExerciseCount.QUIZ: 2,
+            ExerciseCount.MARKS: 1334,
+        }
+    }
+
+
 async def test_what_another_course_reports_is_no_step_of_this_one() -> None:
     engine = Engine()
     await engine.apply(done(5, 5), done(1, 9, number=2, course="logic"), done(5, 6, number=3))
@@ -227,6 +272,29 @@ async def test_a_late_event_takes_back_what_it_shows_in_another_light() -> None:
 
     assert await engine.counts(day(1)) == {Count.ACTIVE: 1, Count.MISSED: 1}
     assert await engine.counts(day(2)) == {Count.ACTIVE: 1, Count.DONE: 1, Count.LATE: 1}
+
+
+async def test_a_late_event_counts_the_exercise_that_follows_it_anew() -> None:
+    engine = Engine()
+    await engine.apply(
+        done(1, 2, number=1, days=0, exercise_id="first"), done(2, 3, number=3, days=2, exercise_id="third")
+    )
+    assert await engine.exercise_counts(day(2)) == {"third": {ExerciseCount.DONE: 1}}
+    await engine.apply(done(1, 3, number=2, days=1, exercise_id="second"))
+
+    assert await engine.exercise_counts(day(1)) == {"second": {ExerciseCount.MISSED: 1}}
+    assert await engine.exercise_counts(day(2)) == {"third": {ExerciseCount.DONE: 1, ExerciseCount.LATE: 1}}
+
+
+async def test_an_exercise_taken_back_altogether_is_not_known() -> None:
+    engine = Engine()
+    await engine.apply(done(1, 2, number=1), done(2, 2, number=3, days=2, exercise_id="late"))
+    assert await engine.exercise_counts(day(2)) == {"late": {ExerciseCount.DONE: 1, ExerciseCount.LATE: 1}}
+    await engine.apply(done(2, 2, number=2, days=1))
+    pulse = await engine.until(day(2))
+
+    assert pulse is not None
+    assert pulse.exercises == ()
 
 
 async def test_any_event_of_a_course_makes_its_student_active() -> None:
@@ -311,6 +379,22 @@ async def test_all_that_happened_in_a_course_is_written_together() -> None:
 
     assert [dict(courses[COURSE].counts) for courses in counters.added] == [{day(): [9, 0, 0, 9, 0, 0]}]
     assert counters.added[0][COURSE].active == {(day(), f"s{number}") for number in range(9)}
+
+
+async def test_more_exercises_of_a_course_than_any_has_are_not_written() -> None:
+    counters = Counters()
+    counting = CountCourses(counters, interval=3600)
+    for number in range(MAX_EXERCISES + 9):
+        quiz = QuizPerformance(total_questions=1, correct_answers=1, quiz_id=f"quiz-{number}")
+        await applied_to(counting, in_course(quiz, number=number, of=student(f"s{number}")))
+    again = QuizPerformance(total_questions=1, correct_answers=1, quiz_id="quiz-0")
+    await applied_to(counting, in_course(again, number=MAX_EXERCISES + 9))
+    await counting.flush()
+
+    exercises = counters.added[0][COURSE].exercises
+    assert list(exercises) == [f"quiz-{number}" for number in range(MAX_EXERCISES)]
+    assert exercises["quiz-0"] == {day(): [0, 0, 0, 2, 2000]}
+    assert counters.added[0][COURSE].counts[day()][Count.QUIZ] == MAX_EXERCISES + 10
 
 
 async def test_without_anything_to_count_nothing_is_written() -> None:
@@ -421,3 +505,21 @@ async def test_a_course_is_asked_for_once_in_a_lifetime_and_day_whether_it_is_kn
     now[0] = 61
     await cached.until([COURSE], day())
     assert asked.asked[3:] == [[COURSE]]
+
+
+class WithExercises:
+    """Knows courses of as many exercises as their names say."""
+
+    async def until(self, courses: Sequence[CourseKey], today: date) -> Mapping[CourseKey, CoursePulse]:
+        counts = np.zeros((len(Count), PULSE_DAYS), np.int32)
+        return {course: CoursePulse(1, counts, ("x",) * int(course.course_id)) for course in courses}
+
+
+async def test_a_course_of_many_exercises_takes_the_place_of_several() -> None:
+    asked = Asked(WithExercises())
+    cached = CachedCoursePulses(asked, capacity=10, lifetime=60, timer=lambda: 0.0)
+    few, many = [CourseKey(str(number)) for number in range(9)], CourseKey(str(MAX_EXERCISES))
+    for courses in (few, few, [many], [many], few[:1]):
+        await cached.until(courses, day())
+
+    assert asked.asked == [few, [many], few[:1]]

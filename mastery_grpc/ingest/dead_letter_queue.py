@@ -49,6 +49,8 @@ nobody reads past an open transaction."""
 POLL_SECONDS = 0.1
 LETTERS_PER_TRANSACTION = 100
 PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001 - librdkafka's own codes carry an underscore here
+LEADER_CHANGES = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+"""What a partition answers that is new, or whose broker has just gone: to be asked again."""
 _place = re.compile(r"(\d{1,9})/(\d{1,18})", re.ASCII).fullmatch
 
 
@@ -309,9 +311,7 @@ class DeadLetterQueue:
             if known.error is not None:
                 raise KafkaException(known.error)
             return {
-                partition: consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, partition), timeout=CONNECT_TIMEOUT
-                )
+                partition: _watermarks(consumer, TopicPartition(self._topic, partition))
                 for partition in known.partitions
             }
 
@@ -408,6 +408,18 @@ def _header(headers: Headers, name: str) -> str:
 
 def _place_of(message: Message) -> Place:
     return Place(message.partition() or 0, message.offset() or 0)
+
+
+def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    """Returns the first offset of a partition and the one of its next record; waits while its leader changes."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT
+    while True:
+        try:
+            return consumer.get_watermark_offsets(place, timeout=CONNECT_TIMEOUT)
+        except KafkaException as error:
+            if error.args[0].code() not in LEADER_CHANGES or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
 
 
 def _is_within(place: Place, ends: dict[int, tuple[int, int]]) -> bool:

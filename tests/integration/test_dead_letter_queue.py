@@ -22,6 +22,7 @@ from mastery_grpc.application.event_json import encode_event
 from mastery_grpc.assembly import kafka_access
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import LearningEvent
+from mastery_grpc.ingest import dead_letter_queue
 from mastery_grpc.ingest.dead_letter_queue import DeadLetterQueue, Place, Selection
 from mastery_grpc.ingest.records import Headers
 from mastery_grpc.settings import Settings
@@ -475,6 +476,33 @@ async def test_a_letter_refused_again_is_a_new_one_with_its_second_attempt(
     assert [name for name, _ in third.headers].count("dlq-attempt-count") == 1
     assert ("trace", b"1") in third.headers
     assert third.origin != first.origin
+
+
+class ChangingLeader:
+    """A consumer whose partition has no leader for a moment."""
+
+    def __init__(self, *answers: KafkaException | tuple[int, int]) -> None:
+        self._answers = list(answers)
+
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> tuple[int, int]:
+        answer = self._answers.pop(0)
+        if isinstance(answer, KafkaException):
+            raise answer
+        return answer
+
+
+def test_a_partition_that_changes_its_leader_is_waited_for_and_other_failures_are_told() -> None:
+    def told(code: int) -> KafkaException:
+        return KafkaException(KafkaError(code))
+
+    place: Any = TopicPartition("mastery.dlq", 0)
+    consumer: Any = ChangingLeader(
+        told(KafkaError.NOT_LEADER_FOR_PARTITION), told(KafkaError.LEADER_NOT_AVAILABLE), (3, 9)
+    )
+    assert dead_letter_queue._watermarks(consumer, place) == (3, 9)
+    consumer = ChangingLeader(told(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    with pytest.raises(KafkaException):
+        dead_letter_queue._watermarks(consumer, place)
 
 
 # --- the commands -----------------------------------------------------------------------------------------

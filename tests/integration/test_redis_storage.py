@@ -295,8 +295,12 @@ async def test_a_processing_record_is_json_with_the_time_the_origin_and_the_resu
     assert [result["event_type"] for result in record["results"]] == [
         "mastery.updated",
         "mastery.threshold.reached",
+        "learning.path.recommended",
     ]
-    for result in record["results"]:
+    updated, threshold, path = record["results"]
+    assert updated["recommendations"] == []  # they follow from the mastery, and would treble the record
+    assert "Do the open exercises" in path["path"]
+    for result in (updated, threshold):
         assert result["mastery"] == MASTERY_JSON
         assert result["cause_event_id"] == event_id(2)
         assert result["previous_level"] == "beginner"

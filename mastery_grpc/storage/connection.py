@@ -32,7 +32,8 @@ from redis.backoff import ExponentialWithJitterBackoff
 from mastery_grpc.domain.errors import StorageUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
 RedisClient = Redis | RedisCluster
 Command = tuple[Any, ...]
@@ -260,3 +261,16 @@ def raise_first_error(replies: Sequence[Any]) -> None:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
+
+
+async def run_guarded(
+    client: RedisClient, guard: Callable[[], AbstractAsyncContextManager[Any]], commands: Sequence[Command]
+) -> list[Any]:
+    """Returns the replies to commands in one round trip, all of which must succeed. Raises StorageUnavailable.
+
+    `guard`: entered for the call, as a circuit breaker's is.
+    """
+    async with guard():
+        replies = await run_pipeline(client, commands)
+        raise_first_error(replies)
+    return replies

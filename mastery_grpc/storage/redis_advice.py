@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,14 +15,14 @@ from mastery_grpc.application.recommend import AdviceRecord, GivenFeedback, Kept
 from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
 from mastery_grpc.domain.recommendations import Feedback
 from mastery_grpc.storage import keys, records
-from mastery_grpc.storage.connection import Replicas, raise_first_error, run_pipeline, run_writes
+from mastery_grpc.storage.connection import Replicas, raise_first_error, run_guarded, run_writes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.domain.events import StudentKey
-    from mastery_grpc.storage.connection import Command, RedisClient
+    from mastery_grpc.storage.connection import RedisClient
 
 MOST_REQUESTS = 100
 """Requests remembered of one student, so that no caller can fill the memory with them."""
@@ -55,6 +56,7 @@ class RedisAdviceStore:
         self._feedback_lifetime = math.ceil(retention.feedback.total_seconds())
         self._path_lifetime = math.ceil(retention.path.total_seconds())
         self._guard = nullcontext if breaker is None else breaker.guard
+        self._run = partial(run_guarded, client, self._guard)
 
     async def load(self, student: StudentKey) -> AdviceRecord:
         (current, path), fields = await self._run(
@@ -100,12 +102,6 @@ class RedisAdviceStore:
 
     async def keep_path(self, student: StudentKey, kept: KeptPath) -> None:
         await self._run([("SET", keys.path(student), _encode_path(kept), "EX", self._path_lifetime)])
-
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._guard():
-            replies = await run_pipeline(self._client, commands)
-            raise_first_error(replies)
-        return replies
 
 
 def decode_feedback(fields: Mapping[bytes, bytes]) -> GivenFeedback:

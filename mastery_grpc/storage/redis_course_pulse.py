@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from importlib.resources import files
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import numpy as np
 from mastery_grpc.application.course_pulse import MAX_EXERCISES, latest_exercises
 from mastery_grpc.domain.forecasting.pulse import PULSE_DAYS, Count, CoursePulse, ExerciseCount
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import raise_first_error, run_pipeline
+from mastery_grpc.storage.connection import run_guarded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,9 +57,9 @@ class RedisCoursePulses:
 
     def __init__(self, client: RedisClient, *, lifetime: timedelta, breaker: CircuitBreaker | None = None) -> None:
         """`lifetime` of the counts after their last write; more than the 91 days that are looked at."""
-        self._client = client
         self._lifetime = math.ceil(lifetime.total_seconds())
-        self._guard = nullcontext if breaker is None else breaker.guard
+        guard = nullcontext if breaker is None else breaker.guard
+        self._run = partial(run_guarded, client, guard)
 
     async def add(self, courses: Mapping[CourseKey, Increments]) -> None:
         token = token_hex(8)
@@ -89,12 +90,6 @@ class RedisCoursePulses:
                 counts.flags.writeable = exercise_counts.flags.writeable = False  # many forecasts look at them
                 pulses[course] = CoursePulse(students, counts, ids, exercise_counts)
         return pulses
-
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._guard():
-            replies = await run_pipeline(self._client, commands)
-            raise_first_error(replies)
-        return replies
 
     def _arguments(self, course: CourseKey, increments: Increments, token: str) -> list[Any]:
         """Returns the number of keys, the keys and the arguments of the script."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, time, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import raise_first_error, run_pipeline
+from mastery_grpc.storage.connection import run_guarded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,9 +38,9 @@ class RedisIssuedForecasts:
         self, client: RedisClient, *, retention: keys.Retention, breaker: CircuitBreaker | None = None
     ) -> None:
         """With a breaker, calls are refused at once while Redis is away."""
-        self._client = client
         self._retention = retention
-        self._guard = nullcontext if breaker is None else breaker.guard
+        guard = nullcontext if breaker is None else breaker.guard
+        self._run = partial(run_guarded, client, guard)
 
     async def store(self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]]) -> None:
         commands: list[Command] = []
@@ -87,12 +88,6 @@ class RedisIssuedForecasts:
                 with suppress(msgspec.DecodeError, UnicodeDecodeError):
                     scores.append(_score_decoder.decode(reply))
         return scores
-
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._guard():
-            replies = await run_pipeline(self._client, commands)
-            raise_first_error(replies)
-        return replies
 
     def _end(self, day: date) -> int:
         """Returns when the forecasts for a day are forgotten, in seconds of the epoch."""

@@ -6,7 +6,8 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -17,13 +18,13 @@ from mastery_grpc.domain.forecasting.forecast import MAX_HORIZON_DAYS, Forecast,
 from mastery_grpc.domain.forecasting.outlook import Outlook
 from mastery_grpc.domain.scoring import Components, Level
 from mastery_grpc.storage import keys, records
-from mastery_grpc.storage.connection import raise_first_error, run_pipeline
+from mastery_grpc.storage.connection import run_guarded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
-    from mastery_grpc.storage.connection import Command, RedisClient
+    from mastery_grpc.storage.connection import RedisClient
 
 WEEK = 7
 
@@ -84,9 +85,9 @@ class RedisOutlookStore:
 
     def __init__(self, client: RedisClient, *, lifetime: timedelta, breaker: CircuitBreaker | None = None) -> None:
         """With a breaker, calls are refused at once while Redis is away."""
-        self._client = client
         self._lifetime = max(1, math.ceil(lifetime.total_seconds()))
-        self._guard = nullcontext if breaker is None else breaker.guard
+        guard = nullcontext if breaker is None else breaker.guard
+        self._run = partial(run_guarded, client, guard)
 
     async def read(self, students: Sequence[StudentKey]) -> list[StudentOutlook]:
         # One MGET per student: his mastery and the outlook are of one moment.
@@ -105,12 +106,6 @@ class RedisOutlookStore:
                 for kept in outlooks
             ]
         )
-
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._guard():
-            replies = await run_pipeline(self._client, commands)
-            raise_first_error(replies)
-        return replies
 
 
 def encode_outlook(kept: KeptOutlook) -> bytes:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import (
     Replicas,
     raise_first_error,
-    run_pipeline,
+    run_guarded,
     run_writes,
     storage_errors,
 )
@@ -72,6 +73,7 @@ class RedisStudentRepository:
         self._snapshot_lifetime = _seconds(retention.snapshots)
         self._processed_lifetime = _seconds(retention.processed)
         self._guard = nullcontext if breaker is None else breaker.guard
+        self._run = partial(run_guarded, client, self._guard)
         self._lifetimes = [
             _seconds(retention.event_log),
             self._processed_lifetime,
@@ -198,12 +200,6 @@ class RedisStudentRepository:
         async with self._guard():
             with storage_errors():
                 await self._client.ping()
-
-    async def _run(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._guard():
-            replies = await run_pipeline(self._client, commands)
-            raise_first_error(replies)
-        return replies
 
     def _commit_arguments(self, change: StudentChange) -> list[Any]:
         """Returns the number of keys, the keys and the arguments of the commit script."""

@@ -320,7 +320,7 @@ async def test_a_write_that_the_driver_repeats_is_counted_once(
         await run_pipeline(*args)  # type: ignore[arg-type]
         return await run_pipeline(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("mastery_grpc.storage.redis_course_pulse.run_pipeline", run_twice)
+    monkeypatch.setattr("mastery_grpc.storage.connection.run_pipeline", run_twice)
     counts = of_exercises(("a", TODAY, ExerciseCount.DONE, 1))
     counts.counts[TODAY][Count.ACTIVE] += 1
     for _ in range(2):

@@ -171,6 +171,6 @@ async def test_a_day_that_is_finished_while_it_is_read_is_not_taken_for_a_small_
             await client.delete(keys.forecasts_due(TODAY))
         return await run(commands)  # type: ignore[arg-type]
 
-    store._run = run_beside_another  # type: ignore[assignment, method-assign]
+    store._run = run_beside_another  # type: ignore[assignment]
     assert await store.load_due(TODAY) == {}
     assert replies > 2

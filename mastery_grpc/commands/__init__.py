@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 from rich.console import Console
 
 from mastery_grpc import app, assembly
+from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.commands import dlq
 from mastery_grpc.commands.backtest import backtest
 from mastery_grpc.commands.process import log_json, run_async
@@ -22,7 +23,7 @@ from mastery_grpc.commands.train import train
 from mastery_grpc.domain.errors import InvalidInput, Unavailable
 from mastery_grpc.ingest.topics import create_topics
 from mastery_grpc.processes import run_processes
-from mastery_grpc.rpc.authentication import Caller, Role, issue_token
+from mastery_grpc.rpc.authentication import issue_token
 from mastery_grpc.settings import Settings, SettingsError, read_settings
 from mastery_grpc.simulation.learners import simulate_class
 from mastery_grpc.simulation.producer import EventProducer, send_events

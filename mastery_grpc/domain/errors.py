@@ -8,6 +8,10 @@
     - StudentNotFound     no event of this student was ever applied
     - SnapshotNotFound    the student has no event on that day, or it is past retention
     - RecommendationNotFound  no advice of this id is ever given
+  + StudentErased         the event was produced before its student was erased
+  + RateLimited           the caller makes more calls than his limit
+  + TooManyOpen           the caller holds as many streams or batches as he may
+  + SlowReader            the caller reads a stream too slowly
   + Contention            somebody else kept changing the student while we tried to
   + Unavailable           a dependency is away; the same call may succeed later
     - StorageUnavailable
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import date
+    from datetime import date, datetime
 
 
 class MasteryError(Exception):
@@ -101,6 +105,42 @@ class RecommendationNotFound(NotFound):
 
     def __init__(self, recommendation_id: str) -> None:
         super().__init__("mastery.v1.Recommendation", recommendation_id)
+
+
+class StudentErased(MasteryError):
+    """An event from before its student was erased: dropped, wherever it comes from."""
+
+    def __init__(self, event_id: str, erase_time: datetime) -> None:
+        super().__init__("the event was produced before its student was erased")
+        self.event_id = event_id
+        self.erase_time = erase_time
+
+
+class RateLimited(MasteryError):
+    """More calls than the caller's limit of `limit` in `period` seconds; the next is his after `retry_after`."""
+
+    def __init__(self, call_class: str, *, limit: int, period: float, retry_after: float) -> None:
+        super().__init__(f"more than {limit} calls of the class {call_class!r} in {period:g} s")
+        self.call_class = call_class
+        self.limit = limit
+        self.period = period
+        self.retry_after = retry_after
+
+
+class TooManyOpen(MasteryError):
+    """As many of something held open as the caller may: `subject` is "streams" or "batches"."""
+
+    def __init__(self, subject: str, limit: int) -> None:
+        super().__init__(f"no more than {limit} {subject} at a time")
+        self.subject = subject
+        self.limit = limit
+
+
+class SlowReader(MasteryError):
+    """A stream whose reader does not take what he is sent."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream is read too slowly")
 
 
 class Contention(MasteryError):

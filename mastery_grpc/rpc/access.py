@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mastery.v1 import access_pb2
-from mastery_grpc.rpc.authentication import Caller, Role
+from mastery_grpc.application.callers import CallClass, Caller, Role
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -31,6 +31,8 @@ class Call:
     caller: Caller
     school_id: str
     """The school that the call is about."""
+    request_id: str = ""
+    """By which the call is found in logs and in the audit log."""
 
     def school_of(self, requested: str) -> str:
         """Returns the school that an event is about. Raises PermissionDenied for a foreign one."""
@@ -41,7 +43,7 @@ def reachable_school(caller: Caller, requested: str) -> str:
     """Returns the school meant by `requested`, empty for the caller's own. Raises PermissionDenied."""
     if requested in ("", caller.school_id):
         return caller.school_id
-    if caller.school_id:
+    if caller.is_confined:
         # Not validated yet, hence of any length, which the trailers of a call are not.
         raise PermissionDenied(
             "OTHER_SCHOOL", "the token is confined to another school", school_id=requested[:LONGEST_ID]
@@ -53,7 +55,7 @@ class AccessRule:
     """The access option of one method."""
 
     def __init__(self, method: MethodDescriptor) -> None:
-        """Raises ValueError for a method that does not say who may call it."""
+        """Raises ValueError for a method that does not say who may call it, or what it counts as."""
         access = method.GetOptions().Extensions[access_pb2.access]
         if not access.roles:
             raise ValueError(f"{method.full_name} has no access option")
@@ -61,17 +63,18 @@ class AccessRule:
             Role(access_pb2.Role.Name(role).removeprefix("ROLE_").lower()) for role in access.roles
         )
         self._self_field = access.self_field
-        self._method = f"{method.containing_service.full_name}/{method.name}"
+        self.call_class = CallClass(
+            access_pb2.CallClass.Name(access.call_class).removeprefix("CALL_CLASS_").lower()
+        )
+        self.method = f"{method.containing_service.full_name}/{method.name}"
 
-    def admit(self, caller: Caller, request: Message | None) -> Call:
+    def admit(self, caller: Caller, request: Message | None, request_id: str = "") -> Call:
         """Returns the call that the caller may make. Raises PermissionDenied."""
         if caller.role not in self._roles:
             role = caller.role.value
-            raise PermissionDenied(
-                "ROLE_NOT_ALLOWED", f"not for the role {role!r}", role=role, method=self._method
-            )
+            raise PermissionDenied("ROLE_NOT_ALLOWED", f"not for the role {role!r}", role=role, method=self.method)
         if request is None:
-            return Call(caller, caller.school_id)
+            return Call(caller, caller.school_id, request_id)
         if caller.role is Role.STUDENT and self._self_field:
             named = getattr(request, self._self_field)
             ids = [named] if isinstance(named, str) else list(named)
@@ -79,4 +82,4 @@ class AccessRule:
                 raise PermissionDenied(
                     "NOT_OWN_RECORD", "students may ask about themselves only", field=self._self_field
                 )
-        return Call(caller, reachable_school(caller, getattr(request, "school_id", "")))
+        return Call(caller, reachable_school(caller, getattr(request, "school_id", "")), request_id)

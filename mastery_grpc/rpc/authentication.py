@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import jwt
 from cachetools import LRUCache
+
+from mastery_grpc.application.callers import Caller, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,25 +15,6 @@ if TYPE_CHECKING:
 REMEMBERED_TOKENS = 10_000
 LEEWAY_SECONDS = 5
 _BEARER = "bearer "
-
-
-class Role(StrEnum):
-    """What a caller is, as the `role` claim spells it."""
-
-    STUDENT = "student"
-    TEACHER = "teacher"
-    ADMIN = "admin"
-    SERVICE = "service"
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who is calling, as his token says."""
-
-    subject: str
-    role: Role
-    school_id: str = ""
-    """The school that he is confined to; empty for a caller of the whole platform."""
 
 
 class Unauthenticated(Exception):
@@ -65,7 +46,7 @@ class TokenVerifier:
         # Verifying costs 70 µs, looking up costs none; expiry is checked at every call all the same.
         self._verified: LRUCache[str, tuple[Caller, float]] = LRUCache(REMEMBERED_TOKENS)
 
-    def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+    async def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """Returns the caller. Raises Unauthenticated."""
         for key, value in metadata:
             if key == "authorization" and isinstance(value, str) and value[:7].lower() == _BEARER:

@@ -1,40 +1,87 @@
 """What happens around every handler; composed once per method, when the server is built.
 
-In order: authentication, parsing, access, validation, deadline, the handler, serializing; and whatever is
-raised on the way becomes a status here and nowhere else.
+In order: authentication, rate limit, parsing, access, validation, deadline, the handler, serializing, audit; and
+whatever is raised on the way becomes a status here and nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
+from mastery_grpc.application.audit_log import AuditedCall
 from mastery_grpc.application.event_protobuf import rule_violations
-from mastery_grpc.domain.errors import InvalidInput
+from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
 from mastery_grpc.rpc.access import AccessRule, Call
 from mastery_grpc.rpc.status import status_of
+from mastery_grpc.rpc.subjects import subjects_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from contextlib import AbstractContextManager
+    from datetime import datetime
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-    from mastery_grpc.rpc.authentication import TokenVerifier
+    from mastery_grpc.application.callers import CallClass, Caller
+    from mastery_grpc.domain.events import StudentKey
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
+
+REQUEST_ID = "x-request-id"
+LONGEST_REQUEST_ID = 64
+AUDITED_AT_ONCE = 1000
+"""Students of one stream of events before they are told to the audit log."""
+OK = 0
+
+
+class Authenticator(Protocol):
+    """Tells who calls."""
+
+    async def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """Returns the caller. Raises Unauthenticated; Unavailable if the keys cannot be had just now."""
+
+
+class CallLimiter(Protocol):
+    """Keeps callers to their limits."""
+
+    async def admit(self, caller: Caller, call_class: CallClass) -> None:
+        """Counts one call. Raises RateLimited."""
+
+    def open_stream(self, caller: Caller) -> AbstractContextManager[None]:
+        """Counts one stream while the context is open. Raises TooManyOpen on entering."""
+
+
+class AuditTrail(Protocol):
+    """Takes down who accessed whose data."""
+
+    def record(self, call: AuditedCall) -> None:
+        """Takes down one call; does not wait. Raises StorageUnavailable if it can take no more."""
 
 
 class CallPipeline:
     """Composes the handlers of services. Servicers raise typed errors and never touch a context."""
 
-    def __init__(self, verifier: TokenVerifier, *, default_timeout: float) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        *,
+        limiter: CallLimiter,
+        audit: AuditTrail,
+        clock: Callable[[], datetime],
+        default_timeout: float,
+    ) -> None:
         """`default_timeout` (seconds) bounds the unary calls of clients that set no deadline."""
-        self._verifier = verifier
+        self._authenticator = authenticator
+        self._limiter = limiter
+        self._audit = audit
+        self._clock = clock
         self._default_timeout = default_timeout
 
     def compose(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
@@ -50,24 +97,22 @@ class CallPipeline:
     # No deserializer and no serializer below: bytes are parsed in the pipeline, so that a malformed request
     # is the caller's INVALID_ARGUMENT and not the server's INTERNAL.
     def _handler(self, method: MethodDescriptor, handler: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        rule = AccessRule(method)
-        parse = _parser(method)
+        stage = _Stage(method, self._authenticator, self._limiter, self._audit, self._clock)
         if method.client_streaming and method.server_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._bidirectional(rule, parse, handler))
+            return grpc.stream_stream_rpc_method_handler(self._bidirectional(stage, handler))
         if method.client_streaming:
             raise ValueError(f"{method.full_name}: client streaming is not offered")
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._server_streaming(rule, parse, handler))
-        return grpc.unary_unary_rpc_method_handler(self._unary(rule, parse, handler))
+            return grpc.unary_stream_rpc_method_handler(self._server_streaming(stage, handler))
+        return grpc.unary_unary_rpc_method_handler(self._unary(stage, handler))
 
-    def _unary(
-        self, rule: AccessRule, parse: Callable[[bytes], Message], handler: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        admit, default_timeout = self._admit, self._default_timeout
+    def _unary(self, stage: _Stage, handler: Callable[..., Any]) -> Callable[..., Any]:
+        default_timeout = self._default_timeout
 
         async def call(data: bytes, context: Context) -> bytes:
+            visit = stage.visit(context)
             try:
-                request, call = admit(rule, parse, data, context)
+                request, call = await visit.admit(data)
                 # A deadline of the client's is kept by gRPC itself, which cancels the handler.
                 if context.time_remaining() is None:
                     async with asyncio.timeout(default_timeout):
@@ -75,54 +120,151 @@ class CallPipeline:
                 else:
                     response = await handler(request, call)
                 serialized: bytes = response.SerializeToString()
+                visit.record(OK)
             except Exception as error:
-                await _abort(context, error)
+                await visit.abort(error)
             return serialized
 
         return call
 
-    def _server_streaming(
-        self, rule: AccessRule, parse: Callable[[bytes], Message], handler: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        admit = self._admit
+    def _server_streaming(self, stage: _Stage, handler: Callable[..., Any]) -> Callable[..., Any]:
+        limiter = self._limiter
 
         async def call(data: bytes, context: Context) -> AsyncIterator[bytes]:
+            visit = stage.visit(context)
             try:
-                request, call = admit(rule, parse, data, context)
-                async for response in handler(request, call):
-                    yield response.SerializeToString()
+                request, call = await visit.admit(data)
+                with limiter.open_stream(call.caller):
+                    visit.record(OK)  # now, because it may go on for hours
+                    async for response in handler(request, call):
+                        yield response.SerializeToString()
             except Exception as error:
-                await _abort(context, error)
+                await visit.abort(error)
 
         return call
 
-    def _bidirectional(
-        self, rule: AccessRule, parse: Callable[[bytes], Message], handler: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        verifier = self._verifier
-
-        async def parsed(stream: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-            async for data in stream:
-                yield _validated(parse(data))
+    def _bidirectional(self, stage: _Stage, handler: Callable[..., Any]) -> Callable[..., Any]:
+        limiter = self._limiter
 
         async def call(stream: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            visit = stage.visit(context)
             try:
-                admitted = rule.admit(verifier.caller(context.invocation_metadata() or ()), None)
-                async for response in handler(parsed(stream), admitted):
-                    yield response.SerializeToString()
+                admitted = await visit.admit_stream()
+                with limiter.open_stream(admitted.caller):
+                    async for response in handler(visit.parsed(stream), admitted):
+                        yield response.SerializeToString()
+                visit.record(OK)
             except Exception as error:
-                await _abort(context, error)
+                await visit.abort(error)
 
         return call
 
-    def _admit(
-        self, rule: AccessRule, parse: Callable[[bytes], Message], data: bytes, context: Context
-    ) -> tuple[Message, Call]:
+
+class _Stage:
+    """What is known of a method before any call of it."""
+
+    def __init__(
+        self,
+        method: MethodDescriptor,
+        authenticator: Authenticator,
+        limiter: CallLimiter,
+        audit: AuditTrail,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.rule = AccessRule(method)
+        self.parse = _parser(method)
+        self.subjects = subjects_of(method.input_type)
+        self.authenticate = authenticator.caller
+        self.limit = limiter.admit
+        self.audit = audit.record
+        self.clock = clock
+
+    def visit(self, context: Context) -> _Visit:
+        return _Visit(self, context)
+
+
+class _Visit:
+    """One call on its way through the pipeline: who makes it and whom it is about, as far as is known yet."""
+
+    __slots__ = ("_caller", "_context", "_metadata", "_request_id", "_school_id", "_stage", "_students")
+
+    def __init__(self, stage: _Stage, context: Context) -> None:
+        self._stage = stage
+        self._context = context
+        self._metadata = context.invocation_metadata() or ()
+        self._request_id = _request_id(self._metadata)
+        self._caller: Caller | None = None
+        self._school_id = ""
+        self._students: dict[StudentKey, None] = {}
+        context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
+
+    async def admit(self, data: bytes) -> tuple[Message, Call]:
+        """Returns the request and the call, both found to be good."""
+        stage = self._stage
         # Who is calling comes first: a stranger learns nothing of the rules of a request.
-        caller = self._verifier.caller(context.invocation_metadata() or ())
-        request = parse(data)
-        call = rule.admit(caller, request)
+        caller = await self._identify()
+        request = stage.parse(data)
+        self._students = dict.fromkeys(stage.subjects(request, caller.school_id))
+        call = stage.rule.admit(caller, request, self._request_id)
+        if call.school_id != caller.school_id:
+            self._school_id = call.school_id
+            self._students = dict.fromkeys(stage.subjects(request, call.school_id))
         return _validated(request), call
+
+    async def admit_stream(self) -> Call:
+        """Returns the call that sends many requests."""
+        return self._stage.rule.admit(await self._identify(), None, self._request_id)
+
+    async def parsed(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        """Yields the requests of a stream, each found to be good."""
+        async for data in stream:
+            request = self._stage.parse(data)
+            self._students |= dict.fromkeys(self._stage.subjects(request, self._school_id))
+            if len(self._students) >= AUDITED_AT_ONCE:
+                self.record(OK)
+                self._students = {}
+            yield _validated(request)
+
+    def record(self, code: int) -> None:
+        """Takes the call down in the audit log. Raises StorageUnavailable if that is full."""
+        if self._caller is not None:
+            self._stage.audit(
+                AuditedCall(
+                    time=self._stage.clock(),
+                    caller=self._caller,
+                    school_id=self._school_id,
+                    method=self._stage.rule.method,
+                    students=tuple(self._students),
+                    code=code,
+                    request_id=self._request_id,
+                )
+            )
+
+    async def abort(self, error: Exception) -> None:
+        """Ends the call with the status of an error."""
+        status = status_of(error)
+        try:
+            self.record(status.code)
+        except StorageUnavailable as unrecorded:
+            status = status_of(unrecorded)
+        told = rpc_status.to_status(status)
+        await self._context.abort(
+            told.code, told.details, (*told.trailing_metadata, (REQUEST_ID, self._request_id))
+        )
+
+    async def _identify(self) -> Caller:
+        caller = self._caller = await self._stage.authenticate(self._metadata)
+        self._school_id = caller.school_id
+        await self._stage.limit(caller, self._stage.rule.call_class)
+        return caller
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Returns the id that the caller gave his call, or a new one."""
+    for key, value in metadata:
+        if key == REQUEST_ID and isinstance(value, str) and 0 < len(value) <= LONGEST_REQUEST_ID:
+            return value
+    return uuid.uuid4().hex
 
 
 def _parser(method: MethodDescriptor) -> Callable[[bytes], Message]:
@@ -141,7 +283,3 @@ def _validated(request: Message) -> Message:
     if violations := rule_violations(request):
         raise InvalidInput(violations)
     return request
-
-
-async def _abort(context: Context, error: Exception) -> None:
-    await context.abort_with_status(rpc_status.to_status(status_of(error)))

@@ -16,11 +16,15 @@ from mastery_grpc.domain.errors import (
     InsufficientHistory,
     InvalidInput,
     NotFound,
+    RateLimited,
     RecommendationNotFound,
     ShuttingDown,
+    SlowReader,
     SnapshotNotFound,
     StorageUnavailable,
+    StudentErased,
     StudentNotFound,
+    TooManyOpen,
     Unavailable,
 )
 from mastery_grpc.rpc.access import PermissionDenied
@@ -44,6 +48,10 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     StudentNotFound: (code_pb2.NOT_FOUND, "STUDENT_NOT_FOUND"),
     SnapshotNotFound: (code_pb2.NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
     RecommendationNotFound: (code_pb2.NOT_FOUND, "RECOMMENDATION_NOT_FOUND"),
+    StudentErased: (code_pb2.FAILED_PRECONDITION, "STUDENT_ERASED"),
+    RateLimited: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
+    TooManyOpen: (code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN"),
+    SlowReader: (code_pb2.RESOURCE_EXHAUSTED, "SLOW_READER"),
     Contention: (code_pb2.ABORTED, "CONFLICT"),
     StorageUnavailable: (code_pb2.UNAVAILABLE, "STORAGE_UNAVAILABLE"),
     BrokerUnavailable: (code_pb2.UNAVAILABLE, "BROKER_UNAVAILABLE"),
@@ -93,6 +101,12 @@ def _metadata(error: Exception) -> dict[str, str]:
         case SnapshotNotFound():
             student_id, _, day = error.resource_name.partition("/")
             return {"student_id": student_id, "date": day}
+        case StudentErased():
+            return {"event_id": error.event_id, "erase_time": error.erase_time.isoformat().replace("+00:00", "Z")}
+        case RateLimited():
+            return {"limit": str(error.limit), "period": f"{error.period:g}s"}
+        case TooManyOpen():
+            return {"limit": str(error.limit), "subject": error.subject}
         case RecommendationNotFound():
             return {"recommendation_id": error.resource_name}
         case _:
@@ -113,12 +127,25 @@ def _details(error: Exception) -> list[Message]:
                     resource_type=error.resource_type, resource_name=error.resource_name
                 )
             ]
+        case RateLimited():
+            return [_retry_info(error.retry_after), _quota_failure("calls", str(error))]
+        case TooManyOpen():
+            return [_quota_failure(error.subject, str(error))]
         case Unavailable():
-            delay = Duration()
-            delay.FromMilliseconds(int(error.retry_after * 1000))
-            return [error_details_pb2.RetryInfo(retry_delay=delay)]
+            return [_retry_info(error.retry_after)]
         case _:
             return []
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = Duration()
+    delay.FromMilliseconds(int(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _quota_failure(subject: str, description: str) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=description)
+    return error_details_pb2.QuotaFailure(violations=[violation])
 
 
 def _status(

@@ -1,6 +1,7 @@
 """Who may call what is declared in the protos, for every method and completely."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -10,8 +11,11 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 
 import mastery.v1
 from mastery.v1 import access_pb2, mastery_service_pb2
-from mastery_grpc.rpc.authentication import Role, TokenVerifier
+from mastery_grpc.application.audit_log import AuditedCall
+from mastery_grpc.application.callers import CallClass, Caller, Role
+from mastery_grpc.rpc.authentication import TokenVerifier
 from mastery_grpc.rpc.pipeline import CallPipeline
+from tests.builders import at
 
 SERVICES = {
     "AnalyticsService",
@@ -111,6 +115,21 @@ def test_every_request_about_students_says_which_school(method: MethodDescriptor
 # --- enforced when the server is built --------------------------------------------------------------------
 
 
+class Unlimited:
+    """Lets everybody through."""
+
+    async def admit(self, caller: Caller, call_class: CallClass) -> None: ...
+
+    def open_stream(self, caller: Caller) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class Unaudited:
+    """Takes nothing down."""
+
+    def record(self, call: AuditedCall) -> None: ...
+
+
 class Silent:
     """Has a method for every name."""
 
@@ -120,7 +139,7 @@ class Silent:
 
 def pipeline() -> CallPipeline:
     verifier = TokenVerifier(secret="x" * 32, algorithm="HS256", issuer=None, audience=None, now=lambda: 0.0)
-    return CallPipeline(verifier, default_timeout=1.0)
+    return CallPipeline(verifier, limiter=Unlimited(), audit=Unaudited(), clock=lambda: at(0), default_timeout=1.0)
 
 
 def service_with(*methods: tuple[str, access_pb2.Access | None]) -> ServiceDescriptor:
@@ -142,7 +161,7 @@ def service_with(*methods: tuple[str, access_pb2.Access | None]) -> ServiceDescr
     return found
 
 
-FOR_TEACHERS = access_pb2.Access(roles=[access_pb2.ROLE_TEACHER])
+FOR_TEACHERS = access_pb2.Access(roles=[access_pb2.ROLE_TEACHER], call_class=access_pb2.CALL_CLASS_READ)
 
 
 def test_a_service_whose_methods_all_have_the_option_is_composed() -> None:
@@ -164,3 +183,10 @@ def test_a_service_without_a_handler_for_a_method_is_refused() -> None:
 
     with pytest.raises(AttributeError, match="GetMastery"):
         pipeline().compose(service, object())
+
+
+def test_a_service_with_a_method_that_counts_as_nothing_is_refused() -> None:
+    unclassed = access_pb2.Access(roles=[access_pb2.ROLE_TEACHER])
+
+    with pytest.raises(ValueError, match="unspecified"):
+        pipeline().compose(service_with(("One", unclassed)), Silent())

@@ -23,7 +23,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mastery.v1 import mastery_pb2, mastery_service_pb2, mastery_service_pb2_grpc
-from mastery_grpc.rpc.authentication import Caller, Role, issue_token
+from mastery_grpc.application.callers import Caller, Role
+from mastery_grpc.rpc.authentication import issue_token
 from tests.real.kafka_brokers import ApacheKafka, apache_kafka
 from tests.real.kafka_installation import KafkaUnavailableError
 from tests.real.processes import ServerProcess, free_ports, scratch_directory

@@ -20,8 +20,9 @@ from mastery.v1 import events_pb2, mastery_pb2
 from mastery.v1 import mastery_service_pb2 as pb
 from mastery.v1.mastery_service_pb2_grpc import MasteryServiceStub
 from mastery_grpc.app import running_server
+from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.assembly import MASTERY_SERVICE
-from mastery_grpc.rpc.authentication import Caller, Role, issue_token
+from mastery_grpc.rpc.authentication import issue_token
 from mastery_grpc.settings import Settings
 from tests.builders import at, event_id
 

@@ -15,8 +15,8 @@ from grpc_status import rpc_status
 
 from mastery.v1 import access_pb2
 from mastery.v1 import mastery_service_pb2 as pb
+from mastery_grpc.application.callers import Role
 from mastery_grpc.assembly import MASTERY_SERVICE
-from mastery_grpc.rpc.authentication import Role
 from tests.integration.serving import (
     SECRET,
     SERVICE_NAME,

@@ -18,8 +18,8 @@ from google.type.date_pb2 import Date
 
 from mastery.v1 import events_pb2, mastery_pb2
 from mastery.v1 import mastery_service_pb2 as pb
+from mastery_grpc.application.callers import Role
 from mastery_grpc.assembly import MASTERY_SERVICE
-from mastery_grpc.rpc.authentication import Role
 from tests.builders import at
 from tests.integration.serving import (
     Client,

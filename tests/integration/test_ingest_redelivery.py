@@ -14,10 +14,11 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from mastery.v1 import mastery_service_pb2, mastery_service_pb2_grpc
 from mastery_grpc.app import running_server, running_worker
 from mastery_grpc.application.apply_events import ApplyEvents
+from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.domain.events import LearningEvent
 from mastery_grpc.ingest import session
-from mastery_grpc.rpc.authentication import Caller, Role, issue_token
+from mastery_grpc.rpc.authentication import issue_token
 from mastery_grpc.settings import Settings
 from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.keys import Retention

@@ -13,7 +13,7 @@ import pytest
 from mastery.v1 import events_pb2, mastery_pb2
 from mastery.v1 import mastery_service_pb2 as pb
 from mastery_grpc.app import running_server
-from mastery_grpc.rpc.authentication import Role
+from mastery_grpc.application.callers import Role
 from tests.builders import at
 from tests.integration.serving import (
     Client,

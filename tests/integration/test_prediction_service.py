@@ -16,9 +16,9 @@ from mastery.v1 import events_pb2, mastery_pb2
 from mastery.v1 import prediction_service_pb2 as pb
 from mastery.v1.prediction_service_pb2_grpc import PredictionServiceStub
 from mastery_grpc.app import running_server
+from mastery_grpc.application.callers import Role
 from mastery_grpc.assembly import PREDICTION_SERVICE
 from mastery_grpc.domain.forecasting import pooled
-from mastery_grpc.rpc.authentication import Role
 from mastery_grpc.settings import SettingsError, read_settings
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import connect

@@ -13,8 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 from mastery.v1 import mastery_pb2
 from mastery.v1 import recommendation_service_pb2 as pb
 from mastery.v1.recommendation_service_pb2_grpc import RecommendationServiceStub
+from mastery_grpc.application.callers import Role
 from mastery_grpc.assembly import RECOMMENDATION_SERVICE
-from mastery_grpc.rpc.authentication import Role
 from mastery_grpc.settings import SettingsError, read_settings
 from mastery_grpc.storage.connection import connect
 from tests.integration.serving import (

@@ -32,11 +32,12 @@ from confluent_kafka import TopicPartition as Place
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mastery.v1 import mastery_pb2, mastery_service_pb2
+from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.scoring import ScoringRules
 from mastery_grpc.domain.student import fold_all, mastery_of
-from mastery_grpc.rpc.authentication import Caller, Role, issue_token
+from mastery_grpc.rpc.authentication import issue_token
 from mastery_grpc.rpc.convert import mastery_to_proto
 from mastery_grpc.simulation.learners import simulate_class
 from tests.real.kafka_brokers import KafkaBroker, MasteryTopics, kafka

@@ -18,6 +18,7 @@ from mastery_grpc.domain.forecasting.features import (
     own_features,
     score_values,
 )
+from mastery_grpc.domain.forecasting.features.fellows import FELLOWS, NO_FELLOWS
 from mastery_grpc.domain.forecasting.features.recent import Recent
 from mastery_grpc.domain.forecasting.forecast import MAX_HORIZON_DAYS, History
 from mastery_grpc.domain.forecasting.pulse import CourseDays
@@ -37,6 +38,10 @@ SOON_SHARE = 0.4
 """Of the cases that ask for any horizon, how many ask for one below the main one."""
 MISSING_SHARE = 0.3
 """Of the cases, how many are learned once more without their course."""
+NO_TABLE_SHARE = 0.2
+"""Of the cases, how many are learned once more with their course, but not its single exercises."""
+TABLE = slice(HORIZON - len(FELLOWS), HORIZON)
+"""The features that need the single exercises of the course."""
 
 
 def histories_of(events: Iterable[LearningEvent], rules: ScoringRules) -> dict[StudentKey, History]:
@@ -94,7 +99,8 @@ def training_cases(
 
     Each time the students are parted into courses of another size, because what fellow students did must be read
     as a rhythm: the same course looks a little different from within each part, so that it cannot be learned by
-    heart. Most repetitions ask for the main horizon, one for any; in some the course is not known.
+    heart. Most repetitions ask for the main horizon, one for any; in some cases the course is not known, or its
+    exercises are not.
     """
     random = np.random.default_rng(seed)
     students = list(histories.values())
@@ -121,14 +127,18 @@ def training_cases(
     soon = random.random(len(origins)) < SOON_SHARE
     any_horizon[soon] = random.integers(1, MAIN_HORIZON, int(soon.sum()))
     parts: list[Cases] = []
-    for horizons, groups, importance in ((whole, 1, 1.0), (whole, 3, 1.0), (whole, 3, 1.0), (any_horizon, 3, 0.7)):
-        progress("courses", len(parts), 5)
+    repetitions = ((whole, 1, 1.0), (whole, 2, 1.0), (whole, 3, 1.0), (whole, 6, 1.0), (any_horizon, 3, 0.7))
+    rows = base
+    for horizons, groups, importance in repetitions:
+        progress("courses", len(parts), len(repetitions))
         rows = base.copy()
         rows[:, COURSE] = _courses(students, origins, pasts, random.integers(0, groups, len(students)))
         parts.append(_with_targets(rows, known, origins, horizons, importance))
-    alone = np.flatnonzero(random.random(len(origins)) < MISSING_SHARE)
-    horizons = np.where(random.random(len(origins)) < 0.5, whole, any_horizon)[alone]
-    parts.append(_with_targets(base[alone], known, [origins[number] for number in alone], horizons, 0.7))
+    rows[:, TABLE] = NO_FELLOWS
+    for without, share in ((base, MISSING_SHARE), (rows, NO_TABLE_SHARE)):
+        some = np.flatnonzero(random.random(len(origins)) < share)
+        horizons = np.where(random.random(len(origins)) < 0.5, whole, any_horizon)[some]
+        parts.append(_with_targets(without[some], known, [origins[number] for number in some], horizons, 0.7))
     return Cases(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.changes for part in parts]),

@@ -13,6 +13,7 @@ from mastery_grpc.domain.forecasting.features import FEATURES
 from mastery_grpc.domain.forecasting.model_file import PooledModel, write_model
 from mastery_grpc.domain.forecasting.trees import TreeEnsemble, arranged, average_of
 from mastery_grpc.training.cases import histories_of, training_cases
+from mastery_grpc.training.networks import Kind, fit_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,7 +34,7 @@ WIDENING = 1.4
 COMMON: dict[str, Any] = {
     "extra_trees": True,  # random thresholds: the dates of one cohort are not learned by heart
     "feature_fraction": 0.4,
-    "bagging_fraction": 0.7,
+    "bagging_fraction": 0.5,
     "bagging_freq": 1,
     "lambda_l2": 5.0,
     "max_bin": 127,
@@ -48,9 +49,10 @@ MEAN: dict[str, Any] = {"objective": "regression", "learning_rate": 0.06, "num_l
 COMPONENT: dict[str, Any] = {"objective": "regression", "learning_rate": 0.1, "num_leaves": 15, "max_depth": 7}
 SMALLER: dict[str, Any] = {"num_leaves": 31, "max_depth": 9}
 """The trees for the mean that are to hold for other cohorts."""
-ROUNDS = {"classes": 45, "mean": 600, "mean, undated": 300, "components": 40}
+ROUNDS = {"classes": 45, "mean": 400, "mean, undated": 200, "components": 40}
 WEEKDAYS = ("weekday", "due_weekday", "days_to_due_weekday")
 """Of two models averaged, one does without: with them it knows a seen cohort's dates better, and others' worse."""
+NETWORKS = (Kind(3, noise=0.2), Kind(3, noise=0.3, without=WEEKDAYS))
 UNDATED: dict[str, Any] = {"feature_contri": [float(name not in WEEKDAYS) for name in FEATURES]}
 
 
@@ -102,6 +104,16 @@ def train_on(
             _fitted({**MEAN, **SMALLER, **UNDATED}, "mean, undated", data, [change], seed + 100, progress),
         ),
         components=_fitted(COMPONENT, "components", data, list(cases.changes[:, 1:].T), seed, progress),
+        networks=fit_networks(
+            NETWORKS,
+            cases.rows,
+            classes,
+            change,
+            cases.importance,
+            len(CLASS_BOUNDS) + 1,
+            seed=seed,
+            progress=progress,
+        ),
         knots=_knots(change, classes),
         widening=WIDENING,
         summary=summary,

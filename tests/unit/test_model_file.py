@@ -17,6 +17,7 @@ from mastery_grpc.domain.forecasting.model_file import (
     read_model,
     write_model,
 )
+from mastery_grpc.domain.forecasting.networks import Networks
 from mastery_grpc.domain.forecasting.pooled import shipped_forecaster
 from mastery_grpc.domain.forecasting.trees import TreeEnsemble, arranged
 from mastery_grpc.training.fit import ROUNDS, WEEKDAYS
@@ -36,11 +37,23 @@ def leaves(*values: float) -> TreeEnsemble:
     )
 
 
+def two_networks(outputs: int = 4, inputs: int = len(FEATURES), units: int = 3, **given: object) -> Networks:
+    """Returns networks of one hidden layer, with weights that half precision holds."""
+    parts: dict[str, object] = {
+        "centre": np.full(inputs, 0.5, np.float32),
+        "gain": np.full(inputs, 2.0, np.float32),
+        "weights": (np.full((2, inputs, units), 0.25), np.full((2, 3, outputs), -0.5)),
+        "biases": (np.ones((2, units)), np.zeros((2, outputs))),
+    }
+    return Networks(**parts | given)  # type: ignore[arg-type]
+
+
 def a_model(**given: object) -> PooledModel:
     parts: dict[str, object] = {
         "classes": leaves(0.0, 1.0, 2.0),
         "mean": leaves(0.25),
         "components": leaves(0.0, 0.5, 1.0, 1.5),
+        "networks": two_networks(),
         "knots": np.array([[-0.5, -0.1], [0.0, 0.0], [0.1, 0.5]]),
         "widening": 1.0,
         "summary": {"students": 2},
@@ -72,7 +85,7 @@ def test_what_is_written_is_what_is_read() -> None:
     model = read_model(FILE)
     rows = np.zeros((2, len(FEATURES)), np.float32)
     rows[1, 0] = 0.9
-    for name in ("classes", "mean", "components"):
+    for name in ("classes", "mean", "components", "networks"):
         before, after = getattr(a_model(), name), getattr(model, name)
         np.testing.assert_array_equal(after.predict(rows), before.predict(rows))
     np.testing.assert_array_equal(model.knots, a_model().knots)
@@ -103,7 +116,7 @@ def test_something_appended_is_damage() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"tree\nversion=v4\n", b"\x80\x04\x95", b"PK\x03\x04", MAGIC[:-2] + b"\x02\n"]
+    "data", [b"", b"tree\nversion=v4\n", b"\x80\x04\x95", b"PK\x03\x04", MAGIC[:-2] + b"\x01\n"]
 )
 def test_a_foreign_file_is_no_model(data: bytes) -> None:
     assert "not a forecasting model" in refusal(data)
@@ -146,6 +159,13 @@ def test_a_model_for_other_features_is_refused() -> None:
         {"knots": np.full((3, 2), np.nan)},
         {"mean": leaves(float("inf"))},
         {"components": leaves(0.0, 1.0, 2.0)},
+        {"networks": two_networks(outputs=3)},
+        {"networks": two_networks(inputs=5)},
+        {"networks": two_networks(units=2)},
+        {"networks": two_networks(gain=np.ones(5, np.float32))},
+        {"networks": two_networks(centre=np.full(len(FEATURES), np.nan, np.float32))},
+        {"networks": two_networks(biases=(np.ones((2, 3)), np.full((2, 4), np.inf)))},
+        {"networks": two_networks(weights=(), biases=())},
     ],
 )
 def test_a_model_whose_numbers_make_no_sense_is_refused(given: dict[str, object]) -> None:
@@ -159,7 +179,7 @@ def test_the_shipped_model_can_be_read_and_is_small() -> None:
     assert model.summary["students"] > 0
 
 
-def test_of_the_two_shipped_models_that_are_averaged_one_knows_no_weekdays() -> None:
+def test_some_of_the_shipped_trees_and_networks_know_no_weekdays() -> None:
     weekdays = [FEATURES.index(name) for name in WEEKDAYS]
     for name in ("classes", "mean"):
         trees = getattr(shipped_forecaster().model, name)
@@ -167,3 +187,6 @@ def test_of_the_two_shipped_models_that_are_averaged_one_knows_no_weekdays() -> 
         second = int(trees.roots[ROUNDS[name], 0])
         assert asks_for_weekday[:second].any()
         assert not asks_for_weekday[second:].any()
+    unseen = np.all(shipped_forecaster().model.networks.weights[0][:, weekdays] == 0.0, axis=(1, 2))
+    assert unseen.any()
+    assert not unseen.all()

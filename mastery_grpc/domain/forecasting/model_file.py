@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from mastery_grpc.domain.errors import MasteryError
 from mastery_grpc.domain.forecasting.features import FEATURES
+from mastery_grpc.domain.forecasting.networks import Networks, checked
 from mastery_grpc.domain.forecasting.trees import TreeEnsemble, arranged
 
-MAGIC = b"mastery-forecast\x01\n"
+MAGIC = b"mastery-forecast\x02\n"
 _DIGEST = 32
 _LENGTH = struct.Struct("<I")
 MOST_BYTES = 64 * 1024 * 1024
@@ -46,6 +47,8 @@ class PooledModel:
     """The expected change of the score."""
     components: TreeEnsemble
     """The expected change of each component, in the order of Component."""
+    networks: Networks
+    """The log-odds of the classes and, as the last output, the expected change of the score."""
     knots: NDArray[np.float64]
     """Shape (classes, k): for each class the changes between which its probability lies in k - 1 equal shares."""
     widening: float
@@ -57,10 +60,11 @@ class PooledModel:
 
 
 def write_model(model: PooledModel) -> bytes:
-    """Returns the file of a model; leaf values lose what half precision does not hold."""
+    """Returns the file of a model; leaf values and weights lose what half precision does not hold."""
     arrays = {"knots": model.knots.astype("<f8")}
     for name in ENSEMBLES:
         arrays |= _ensemble_arrays(name, getattr(model, name))
+    arrays |= _network_arrays(model.networks)
     header = {
         "features": list(FEATURES),
         "widening": model.widening,
@@ -117,6 +121,7 @@ def _parse(packed: bytes, version: str) -> PooledModel:
         raise ValueError("the widening is out of range")
     return PooledModel(
         **{name: _ensemble(name, arrays, outputs or len(knots)) for name, outputs in ENSEMBLES.items()},
+        networks=_networks(arrays, len(knots) + 1),
         knots=knots,
         widening=widening,
         summary=header["summary"],
@@ -133,6 +138,27 @@ def _ensemble_arrays(name: str, trees: TreeEnsemble) -> dict[str, NDArray[Any]]:
         f"{name}.thresholds": thresholds.astype("<f4"),
         f"{name}.value": trees.value[is_leaf].astype("<f2"),
     }
+
+
+def _network_arrays(networks: Networks) -> dict[str, NDArray[Any]]:
+    arrays = {"centre": networks.centre.astype("<f4"), "gain": networks.gain.astype("<f4")}
+    for layer, (weight, bias) in enumerate(zip(networks.weights, networks.biases, strict=True)):
+        arrays |= {f"weight_{layer}": weight.astype("<f2"), f"bias_{layer}": bias.astype("<f4")}
+    return {f"networks.{name}": array for name, array in arrays.items()}
+
+
+def _networks(arrays: Mapping[str, NDArray[Any]], outputs: int) -> Networks:
+    def read(name: str) -> NDArray[np.float64]:
+        return arrays[f"networks.{name}"].astype(np.float64)
+
+    layers = sum(name.startswith("networks.weight_") for name in arrays)
+    networks = Networks(
+        read("centre").astype(np.float32),
+        read("gain").astype(np.float32),
+        tuple(read(f"weight_{layer}") for layer in range(layers)),
+        tuple(read(f"bias_{layer}") for layer in range(layers)),
+    )
+    return checked(networks, len(FEATURES), outputs)
 
 
 def _ensemble(name: str, arrays: Mapping[str, NDArray[Any]], outputs: int) -> TreeEnsemble:

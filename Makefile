@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AUDITED := $(VENV)/.audit
 
 .DEFAULT_GOAL := help
 
@@ -67,8 +68,29 @@ chaos: $(READY)  ## Kill, cut off and restart everything, many times, and count 
 	@$(BIN)/python -m tests.chaos
 
 .PHONY: fuzz
-fuzz: $(READY)  ## Feed a million hostile records to the decoder, and some through the worker
+fuzz: $(READY)  ## Feed a million hostile records to the decoder, and 100,000 hostile messages to each RPC
 	@$(BIN)/python -m tests.fuzz
+
+.PHONY: audit
+audit: audit-tree audit-server audit-dependencies  ## Look for secrets, unsafe code and known vulnerabilities, and attack a running server
+
+$(AUDITED): $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	@touch $@
+
+# The rules of Bandit are ruff's S, which `make check` holds the tree to as well.
+.PHONY: audit-tree
+audit-tree: $(AUDITED)
+	@$(BIN)/ruff check --quiet --select S mastery_grpc clients hatch_build.py
+	@$(BIN)/python -m tests.hardening.secrets_in_tree
+
+.PHONY: audit-server
+audit-server: $(READY)
+	@$(BIN)/python -m tests.hardening
+
+.PHONY: audit-dependencies
+audit-dependencies: $(AUDITED)
+	@$(BIN)/python -m tests.hardening.dependencies
 
 .PHONY: clean
 clean:  ## Remove what was made here, the data of `make run` included

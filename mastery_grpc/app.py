@@ -6,17 +6,20 @@ import asyncio
 import signal
 import socket
 import time
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 
 from mastery_grpc.assembly import (
     breaker_of,
+    certificates_of,
     kafka_access,
     opened_storage,
+    rate_limiter_of,
     server_terms,
     services_of,
+    signing_keys_of,
     utc_now,
 )
 from mastery_grpc.domain.errors import BrokerUnavailable, StorageUnavailable
@@ -35,19 +38,10 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from mastery_grpc.rpc.tls import ServerCertificates
+
 
 HEALTH_INTERVAL = 1.0
-
-
-class _Unlimited:
-    async def admit(self, caller: object, call_class: object) -> None: ...
-
-    def open_stream(self, caller: object) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-class _Unaudited:
-    def record(self, call: object) -> None: ...
 
 
 log = structlog.get_logger(__name__)
@@ -59,13 +53,12 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
 
     On leaving: NOT_SERVING first, watchers are told, then calls under way get their time, then Redis is closed.
     """
+    certificates, keys = certificates_of(settings), await signing_keys_of(settings)
     verifier = TokenVerifier(
-        secret=settings.secret(),
-        algorithm=settings.jwt_algorithm,
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-        now=time.time,
+        keys, issuer=settings.jwt_issuer or None, audience=settings.jwt_audience or None, now=time.time
     )
+    if settings.jwt_jwks and not settings.jwt_audience:
+        log.warning("no audience is set: whatever else the issuer issues tokens for, they are taken here too")
     async with AsyncExitStack() as stack:
         breakers = {"redis": breaker_of(settings, StorageUnavailable)}
         storage = await stack.enter_async_context(opened_storage(settings, breakers["redis"]))
@@ -79,19 +72,28 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
         else:
             log.warning("no kafka is set: events are applied, but no results are published")
         services = services_of(settings, storage, request_log)
+        if not settings.audit_key:
+            log.warning("no audit key is set: with another token secret, the audit log is not authentic any more")
         observe_breakers(breakers)
         observe_forecasts(services.forecaster)
+        terms = server_terms(settings)
+        limiter = rate_limiter_of(settings, storage.quotas)
+
+        async def check() -> None:
+            keys.check()
+            await storage.repository.ping()
+
         health = Health(
             services=[service.full_name for service in services.servicers],
-            check=storage.repository.ping,
+            check=check,
             interval=HEALTH_INTERVAL,
         )
         server = build_server(
-            terms=server_terms(settings),
+            terms=terms,
             pipeline=CallPipeline(
                 verifier,
-                limiter=_Unlimited(),
-                audit=_Unaudited(),
+                limiter=limiter,
+                audit=services.audit,
                 clock=utc_now,
                 default_timeout=settings.grpc_default_timeout,
             ),
@@ -99,15 +101,39 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
             health=health,
             with_reflection=settings.grpc_reflection,
         )
-        port = _bind(server, settings.grpc_host, settings.grpc_port, "GRPC_PORT", shared=settings.grpc_workers > 1)
-        await stack.enter_async_context(
-            beside(storage.feed.run(), storage.count_courses.run(), services.verify.run(), health.run())
+        port = _bind(
+            server,
+            settings.grpc_host,
+            settings.grpc_port,
+            "GRPC_PORT",
+            shared=terms.shares_port,
+            certificates=certificates,
         )
+        stack.push_async_callback(services.audit.close)
+        await stack.enter_async_context(
+            beside(
+                storage.feed.run(),
+                storage.count_courses.run(),
+                services.verify.run(),
+                services.audit.run(),
+                health.run(),
+                keys.run(),
+                limiter.run(),
+            )
+        )
+        probed: dict[str, int] = {}
+        if certificates is not None:
+            plain = health_server(health, terms=terms)
+            probed["health_port"] = _bind(
+                plain, settings.grpc_host, settings.grpc_health_port, "GRPC_HEALTH_PORT", shared=terms.shares_port
+            )
+            await plain.start()
+            stack.push_async_callback(plain.stop, 1.0)
         await server.start()
         stack.push_async_callback(server.stop, settings.grpc_drain_timeout)
         stack.callback(storage.feed.close)
         stack.push_async_callback(health.shut_down)
-        log.info("serving", port=port)
+        log.info("serving", port=port, tls=certificates is not None, **probed)
         yield port
 
 
@@ -187,15 +213,27 @@ async def beside(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None
                 await asyncio.wait(pending, timeout=1.0)
 
 
-def check_port(settings: Settings) -> None:
-    """Raises SettingsError if somebody else listens on the server's port."""
+def check_ports(settings: Settings) -> None:
+    """Raises SettingsError if somebody else listens on a port that the server's processes share."""
     _check_port(settings.grpc_host, settings.grpc_port, "GRPC_PORT")
+    if settings.tls_cert:
+        _check_port(settings.grpc_host, settings.grpc_health_port, "GRPC_HEALTH_PORT")
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int, setting: str, *, shared: bool) -> int:
+def _bind(
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    setting: str,
+    *,
+    shared: bool,
+    certificates: ServerCertificates | None = None,
+) -> int:
     if not shared:
         _check_port(host, port, setting)
-    return server.add_insecure_port(f"{host}:{port}")
+    if certificates is None:
+        return server.add_insecure_port(f"{host}:{port}")
+    return server.add_secure_port(f"{host}:{port}", certificates.credentials())
 
 
 def _check_port(host: str, port: int, setting: str) -> None:

@@ -14,14 +14,18 @@ from google.protobuf.descriptor import ServiceDescriptor
 from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
 from mastery_grpc.application.accept_events import AcceptEvents
 from mastery_grpc.application.apply_events import ApplyEvents
+from mastery_grpc.application.audit_log import AuditLog
 from mastery_grpc.application.calculate_mastery import CalculateMastery
+from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
 from mastery_grpc.application.course_pulse import CountCourses
 from mastery_grpc.application.predict_mastery import PredictMastery
+from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.recommend import Recommend
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
+from mastery_grpc.domain.audit_chain import AuditKeys
 from mastery_grpc.domain.forecasting.linear_regression import LinearRegressionForecaster
 from mastery_grpc.domain.forecasting.model_file import InvalidModel
 from mastery_grpc.domain.forecasting.persistence import PersistenceForecaster
@@ -30,34 +34,42 @@ from mastery_grpc.domain.forecasting.watched import WatchedForecaster
 from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
+from mastery_grpc.rpc.access import AccessRule
+from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
 from mastery_grpc.rpc.prediction_servicer import PredictionServicer
 from mastery_grpc.rpc.recommendation_servicer import RecommendationServicer
 from mastery_grpc.rpc.server import ServerTerms
+from mastery_grpc.rpc.signing_keys import DamagedKeys, JwksSource, RefreshTerms, SigningKeys, VerificationKey
+from mastery_grpc.rpc.tls import ServerCertificates, TlsFiles, UnusableTlsFile
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
 from mastery_grpc.storage.cache import CachedMasteryReader
 from mastery_grpc.storage.connection import Replicas, connect
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
 from mastery_grpc.storage.feed import RedisMasteryFeed
-from mastery_grpc.storage.keys import Retention
+from mastery_grpc.storage.memory_quotas import MemoryQuotas
 from mastery_grpc.storage.redis_advice import RedisAdviceStore
+from mastery_grpc.storage.redis_audit_log import RedisAuditStore
 from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
 from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
+from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.rate_limits import Quotas
     from mastery_grpc.domain.errors import Unavailable
     from mastery_grpc.domain.forecasting.forecast import Forecaster
     from mastery_grpc.ingest.request_log import KafkaRequestLog
 
-RETENTION = Retention()
 COUNTING_INTERVAL = 5.0
 """Seconds between two writes of what courses did; a crash loses so much of it."""
 COURSE_PULSE_LIFETIME = 60.0
 COURSE_PULSE_CAPACITY = 1000
+TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
@@ -112,6 +124,8 @@ class Storage:
     outlooks: RedisOutlookStore
     advice: RedisAdviceStore
     issued: RedisIssuedForecasts
+    audit: RedisAuditStore
+    quotas: RedisQuotas
 
 
 @asynccontextmanager
@@ -121,17 +135,18 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         client = connect(settings.redis_url, timeout=settings.redis_timeout)
     except ValueError as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
+    retention = settings.retention()
     try:
         # Half the time: whoever waits for replicas must not be cut off by the timeout of his connection.
         replicas = Replicas(settings.redis_min_replicas, settings.redis_timeout / 2)
-        repository = RedisStudentRepository(client, retention=RETENTION, replicas=replicas, breaker=breaker)
-        course_pulses = RedisCoursePulses(client, lifetime=RETENTION.course_pulse, breaker=breaker)
+        repository = RedisStudentRepository(client, retention=retention, replicas=replicas, breaker=breaker)
+        course_pulses = RedisCoursePulses(client, lifetime=retention.course_pulse, breaker=breaker)
         count_courses = CountCourses(course_pulses, interval=COUNTING_INTERVAL)
-        advice = RedisAdviceStore(client, retention=RETENTION, replicas=replicas, breaker=breaker)
+        advice = RedisAdviceStore(client, retention=retention, replicas=replicas, breaker=breaker)
         apply = ApplyEvents(
             repository,
             rules=settings.scoring_rules(),
-            log_retention=RETENTION.event_log,
+            log_retention=retention.event_log,
             clock=utc_now,
             advice=settings.advice_config(),
             feedback=advice,
@@ -150,9 +165,24 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             timer=time.monotonic,
         )
         feed = RedisMasteryFeed(client, cache=reader)
-        outlooks = RedisOutlookStore(client, lifetime=RETENTION.prediction, breaker=breaker)
-        issued = RedisIssuedForecasts(client, retention=RETENTION, breaker=breaker)
-        yield Storage(repository, apply, feed, reader, count_courses, cached_pulses, outlooks, advice, issued)
+        outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
+        issued = RedisIssuedForecasts(client, retention=retention, breaker=breaker)
+        # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
+        audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
+        quotas = RedisQuotas(client, period=settings.call_limits().period)
+        yield Storage(
+            repository,
+            apply,
+            feed,
+            reader,
+            count_courses,
+            cached_pulses,
+            outlooks,
+            advice,
+            issued,
+            audit,
+            quotas,
+        )
     finally:
         await client.aclose()
 
@@ -164,6 +194,7 @@ class Services:
     servicers: dict[ServiceDescriptor, object]
     forecaster: WatchedForecaster
     verify: VerifyForecasts
+    audit: AuditLog
 
 
 def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
@@ -176,7 +207,7 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
     servicer = MasteryServicer(
         read=ReadMastery(storage.reader, storage.repository),
         calculate=CalculateMastery(
-            accept, storage.repository, rules=rules, log_retention=RETENTION.event_log, clock=utc_now
+            accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
         ),
         accept=accept,
         watch=WatchMastery(storage.feed, storage.repository),
@@ -208,13 +239,79 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
     }
-    return Services(servicers, forecaster, verify)
+    return Services(servicers, forecaster, verify, audit_log_of(settings, storage.audit))
+
+
+def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:
+    """Returns what keeps callers to their limits, which all processes on these quotas share."""
+    limits = settings.call_limits()
+    alone = MemoryQuotas(period=limits.period, timer=time.monotonic)
+    return RateLimiter(quotas, fallback=alone, limits=limits, timer=time.monotonic)
+
+
+def audit_log_of(settings: Settings, store: AuditStore) -> AuditLog:
+    """Returns the audit log on a store. Raises SettingsError if there is no secret to derive its keys from."""
+    rules = map(AccessRule, MASTERY_SERVICE.methods)
+    return AuditLog(
+        store,
+        AuditKeys.derived_from(settings.audit_secret()),
+        retention=settings.retention().audit,
+        writers=[rule.method for rule in rules if rule.call_class is not CallClass.READ],
+        clock=utc_now,
+        timer=time.monotonic,
+    )
 
 
 def breaker_of(settings: Settings, unavailable: type[Unavailable]) -> CircuitBreaker:
     """Returns a closed breaker for a dependency that is told to be away by `unavailable`."""
     terms = BreakerTerms(failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds)
     return CircuitBreaker(unavailable, terms=terms, timer=time.monotonic)
+
+
+async def signing_keys_of(settings: Settings) -> SigningKeys:
+    """Returns the keys that tokens are verified with, asked for once; a URL may be away, a file may not.
+
+    Raises SettingsError for a secret, file or URL that cannot be used.
+    """
+    secret, source = settings.secret(), _jwks_source(settings)
+    keys = SigningKeys(
+        timer=time.monotonic,
+        secret=None if secret is None else VerificationKey(settings.jwt_algorithm, secret.encode()),
+        source=source,
+        terms=RefreshTerms(
+            interval=settings.jwt_jwks_refresh_interval, shortest_interval=settings.jwt_jwks_shortest_interval
+        ),
+    )
+    try:
+        await keys.load()
+    except DamagedKeys as error:
+        raise SettingsError(f"{PREFIX}JWT_JWKS: {source}: {error}") from None
+    return keys
+
+
+def _jwks_source(settings: Settings) -> JwksSource | None:
+    if "://" not in settings.jwt_jwks:
+        return JwksFile(settings.jwt_jwks) if settings.jwt_jwks else None
+    try:
+        return JwksUrl(settings.jwt_jwks, timeout=settings.jwt_jwks_timeout)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}JWT_JWKS: {error}") from None
+
+
+def certificates_of(settings: Settings) -> ServerCertificates | None:
+    """Returns what the server shows its clients, None without TLS. Raises SettingsError for files of no use."""
+    given = {name: Path(getattr(settings, name)) for name in TLS_FILES if getattr(settings, name)}
+    if not given:
+        return None
+    for name in ("tls_cert", "tls_key"):
+        if name not in given:
+            others = ", ".join(PREFIX + other.upper() for other in given)
+            raise SettingsError(f"{PREFIX}{name.upper()}: is not set, and {others} is of no use without it")
+    try:
+        return ServerCertificates(TlsFiles(given["tls_cert"], given["tls_key"], given.get("tls_client_ca")))
+    except UnusableTlsFile as error:
+        [name, *_] = [name for name, file in given.items() if file == error.file]
+        raise SettingsError(f"{PREFIX}{name.upper()}: {error}") from None
 
 
 def server_terms(settings: Settings) -> ServerTerms:

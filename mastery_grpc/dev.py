@@ -98,6 +98,9 @@ async def run_dev(data: Path, *, learners: int, seed: int, days_per_second: floa
             kafka_transactions=False,  # the embedded broker accepts transactions but does not isolate them
             ingest_health_port=0,
             jwt_secret=folder.secret(),
+            tls_cert="",  # the commands that are shown, and the screen itself, speak without it
+            tls_key="",
+            tls_client_ca="",
         )
         async with running_server(settings) as port, running_worker(settings):
             address = f"127.0.0.1:{port}"
@@ -240,7 +243,7 @@ def _welcome(
 def _token(settings: Settings) -> str:
     return issue_token(
         Caller("dev", Role.ADMIN),
-        secret=settings.secret(),
+        secret=settings.signing_secret(),
         algorithm=settings.jwt_algorithm,
         expires_at=time.time() + TOKEN_HOURS * 3600,
         issuer=settings.jwt_issuer,

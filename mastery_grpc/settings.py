@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from mastery_grpc.application.rate_limits import CallLimits
+from mastery_grpc.application.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, Retention
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.forecast import ForecastTerms
 from mastery_grpc.domain.recommendations import AdviceConfig
@@ -17,6 +19,8 @@ from mastery_grpc.domain.scoring import Method, ScoringRules, Weights
 PREFIX = "MASTERY_"
 SHORTEST_SECRETS = {"HS256": 32, "HS384": 48, "HS512": 64}
 """Bytes: RFC 7518 asks for as many as the hash has."""
+SHORTEST_AUDIT_KEY = 32
+"""Bytes, as many as the hash has."""
 REDIS_SCHEMES = (
     "redis",
     "rediss",
@@ -42,6 +46,7 @@ _WEIGHTS = ["weight_completion", "weight_quiz", "weight_quality", "weight_consis
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Days = Annotated[int, Field(ge=1, le=3650)]
 
 
 class Settings(BaseSettings):
@@ -93,6 +98,16 @@ class Settings(BaseSettings):
     grpc_max_connection_age: Seconds = 300.0
     grpc_max_connection_age_grace: Seconds = 60.0
 
+    rate_limit_people: Annotated[int, Field(ge=0)] = 100
+    """Calls of each class (read, write, ingest) that a student, teacher or administrator may make in a minute,
+    on all servers together; 0: without limit."""
+    rate_limit_services: Annotated[int, Field(ge=0)] = 600_000
+    """The same for a service."""
+    max_streams_people: Annotated[int, Field(ge=0)] = 10
+    """Streams that a student, teacher or administrator may hold open in each server process; 0: without limit."""
+    max_streams_services: Annotated[int, Field(ge=0)] = 1000
+    """The same for a service."""
+
     metrics_port: Port = 9464
     """Where the server shows its metrics to Prometheus. Several processes take the ports from this one on."""
 
@@ -105,9 +120,26 @@ class Settings(BaseSettings):
     cache_lifetime: Seconds = 30.0
 
     jwt_secret: SecretStr | None = None
+    """Signs and verifies tokens. Not needed where the issuer's keys are given."""
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
+    """Of the secret only: the issuer's keys say their own."""
+    jwt_jwks: str = ""
+    """The issuer's keys as a JSON Web Key Set: a file, or an `https://` URL."""
+    jwt_jwks_timeout: Annotated[float, Field(gt=0, le=30)] = 5.0
+    jwt_jwks_refresh_interval: Seconds = 600.0
+    """After so long the keys are asked for again."""
+    jwt_jwks_shortest_interval: Seconds = 30.0
+    """Tokens with unknown keys make us ask sooner, but not sooner than this."""
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+
+    tls_cert: str = ""
+    """A PEM file: the server's certificate and those between it and its authority. Together with its key."""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    """A PEM file of the authorities whose certificates every client must have then."""
+    grpc_health_port: Port = 50053
+    """Where TLS is on, health alone is served here without it, for probes that know none."""
 
     forecaster: Literal["pooled", "persistence", "linear_regression"] = "pooled"
     forecast_model: str = ""
@@ -124,6 +156,25 @@ class Settings(BaseSettings):
     """So long dismissed advice is not repeated."""
     recommendation_daily_effort_minutes: Annotated[int, Field(ge=5, le=720)] = 30
     """The time that a student is taken to have on a day."""
+
+    audit_key: SecretStr | None = None
+    """Authenticates the audit log; at least 32 bytes. With another key the log from before is not authentic."""
+    audit_retention_days: Days = 365
+    """How long the audit log keeps its entries."""
+    retention_snapshot_days: Days = 90
+    """How long each kind of data is kept after it was written."""
+    retention_event_log_days: Days = 90
+    retention_processed_days: Days = 7
+    """No more than the event log's, and twice as long as Kafka keeps the requests: they may all come again."""
+    retention_activity_days: Days = 30
+    retention_prediction_hours: Annotated[int, Field(ge=1, le=24)] = 1
+    retention_issued_forecast_days: Annotated[int, Field(ge=2, le=365)] = 14
+    """From the day that they are for: outages of the verification may last so long."""
+    retention_path_hours: Annotated[int, Field(ge=1, le=30 * 24)] = 24
+    retention_feedback_days: Days = 90
+    """No less than dismissed advice is to be kept away."""
+    retention_erasure_mark_days: Days = 37
+    """A week more than the dead letters are kept: none of them may outlive the mark."""
 
     weight_completion: Fraction = 0.40
     weight_quiz: Fraction = 0.30
@@ -171,22 +222,91 @@ class Settings(BaseSettings):
             daily_effort=timedelta(minutes=self.recommendation_daily_effort_minutes),
         )
 
+    def retention(self) -> Retention:
+        """Returns how long data is kept. Raises SettingsError for lifetimes that would break a guarantee."""
+        feedback = max(self.recommendation_dismissal_days, 1)
+        least = {
+            "retention_processed_days": (2 * REQUESTS_KEPT.days, "twice as long as Kafka keeps the requests"),
+            "retention_feedback_days": (feedback, f"{PREFIX}RECOMMENDATION_DISMISSAL_DAYS"),
+            "retention_erasure_mark_days": (DEAD_LETTERS_KEPT.days + 7, "a week longer than the dead letters"),
+        }
+        for name, (days, reason) in least.items():
+            if getattr(self, name) < days:
+                raise SettingsError(f"{PREFIX}{name.upper()}: must be at least {days}: {reason}")
+        if self.retention_processed_days > self.retention_event_log_days:
+            raise SettingsError(
+                f"{PREFIX}RETENTION_PROCESSED_DAYS: must be at most {PREFIX}RETENTION_EVENT_LOG_DAYS, "
+                f"which is {self.retention_event_log_days}"
+            )
+        return Retention(
+            snapshots=timedelta(days=self.retention_snapshot_days),
+            event_log=timedelta(days=self.retention_event_log_days),
+            processed=timedelta(days=self.retention_processed_days),
+            activity=timedelta(days=self.retention_activity_days),
+            prediction=timedelta(hours=self.retention_prediction_hours),
+            issued_forecasts=timedelta(days=self.retention_issued_forecast_days),
+            path=timedelta(hours=self.retention_path_hours),
+            feedback=timedelta(days=self.retention_feedback_days),
+            audit=timedelta(days=self.audit_retention_days),
+            erasure_mark=timedelta(days=self.retention_erasure_mark_days),
+        )
+
+    def call_limits(self) -> CallLimits:
+        """Returns how many calls callers may make, and how many streams they may hold."""
+        return CallLimits(
+            people=self.rate_limit_people,
+            services=self.rate_limit_services,
+            streams_people=self.max_streams_people,
+            streams_services=self.max_streams_services,
+        )
+
     def forecast_terms(self) -> ForecastTerms:
         """Returns what every forecast is asked to state."""
         return ForecastTerms(
             interval_level=self.forecast_interval_level, intervention_threshold=self.intervention_threshold
         )
 
-    def secret(self) -> str:
-        """Returns the secret that tokens are signed with. Raises SettingsError if there is none."""
-        if self.jwt_secret is None:
-            shortest = SHORTEST_SECRETS[self.jwt_algorithm]
-            raise SettingsError(f"{PREFIX}JWT_SECRET: is not set; at least {shortest} bytes are needed")
-        secret = self.jwt_secret.get_secret_value()
-        if len(secret.encode()) < (shortest := SHORTEST_SECRETS[self.jwt_algorithm]):
+    def secret(self) -> str | None:
+        """Returns the secret that tokens are verified with, None where the issuer's keys are enough.
+
+        Raises SettingsError if there is neither, or the secret can be none.
+        """
+        secret = self.jwt_secret.get_secret_value() if self.jwt_secret is not None else ""
+        if not secret and self.jwt_jwks:
+            return None
+        shortest = SHORTEST_SECRETS[self.jwt_algorithm]
+        if not secret:
+            raise SettingsError(
+                f"{PREFIX}JWT_SECRET: is not set, nor is {PREFIX}JWT_JWKS; at least {shortest} bytes are needed"
+            )
+        if len(secret.encode()) < shortest:
             raise SettingsError(
                 f"{PREFIX}JWT_SECRET: must be at least {shortest} bytes long for {self.jwt_algorithm}"
             )
+        if "-----BEGIN" in secret:
+            raise SettingsError(f"{PREFIX}JWT_SECRET: must not be a key or a certificate in PEM")
+        return secret
+
+    def audit_secret(self) -> bytes:
+        """Returns what the keys of the audit log are derived from: its own secret, else that of the tokens.
+
+        Raises SettingsError if there is neither.
+        """
+        if self.audit_key is not None and (own := self.audit_key.get_secret_value()):
+            if len(own.encode()) < SHORTEST_AUDIT_KEY:
+                raise SettingsError(f"{PREFIX}AUDIT_KEY: must be at least {SHORTEST_AUDIT_KEY} bytes long")
+            return own.encode()
+        if (secret := self.secret()) is None:
+            raise SettingsError(
+                f"{PREFIX}AUDIT_KEY: is not set, nor is {PREFIX}JWT_SECRET; "
+                f"at least {SHORTEST_AUDIT_KEY} bytes are needed"
+            )
+        return secret.encode()
+
+    def signing_secret(self) -> str:
+        """Returns the secret that tokens are signed with. Raises SettingsError if there is none."""
+        if (secret := self.secret()) is None:
+            raise SettingsError(f"{PREFIX}JWT_SECRET: is not set, and {PREFIX}JWT_JWKS signs no tokens")
         return secret
 
 
@@ -202,4 +322,5 @@ def read_settings(**overrides: Any) -> Settings:
         name = PREFIX + str(error).partition('"')[2].partition('"')[0].upper()
         raise SettingsError(f"{name}: is not JSON") from None
     settings.scoring_rules()
+    settings.retention()
     return settings

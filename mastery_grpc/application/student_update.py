@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mastery_grpc.application.course_pulse import Counted, counted
+from mastery_grpc.application.forget_events import forget
 from mastery_grpc.application.ports import AppliedEvent, LoggedEvent, ProcessingRecord, StudentChange
 from mastery_grpc.domain.errors import EventTooOld, MasteryError
 from mastery_grpc.domain.events import LearningEvent
@@ -185,12 +186,14 @@ class StudentUpdate:
         """Returns the base, the log entries that it replaces, and when the oldest of the rest was written."""
         if self._log is None:
             return self._loaded.base, [], self._loaded.log_start_time or self._now
-        oldest_kept = self._now - log_retention
-        expired = {logged.event.event_id for logged in self._log if logged.written_time < oldest_kept}
-        base, forgotten = self._timeline.forgettable(expired)
-        entry_ids = [logged.entry_id for logged in self._log if logged.event.event_id in forgotten]
-        kept = [logged.written_time for logged in self._log if logged.event.event_id not in forgotten]
-        return base, entry_ids, min(kept, default=self._now)
+        forgetting = forget(
+            self._timeline,
+            self._log,
+            unwritten=[applied.event for applied in self._applied],
+            now=self._now,
+            log_retention=log_retention,
+        )
+        return forgetting.base, forgetting.entry_ids, forgetting.log_start_time
 
     def _mastery_of(self, state: StudentState) -> Mastery:
         return mastery_of(self._loaded.student, state, self._rules)

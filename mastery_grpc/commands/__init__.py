@@ -50,12 +50,14 @@ def serve() -> None:
     """Serve the gRPC API."""
     log_json()
     settings = read_settings()
-    settings.secret()
     if settings.grpc_workers == 1:
         run_async(app.serve(settings))
     else:
-        app.check_port(settings)
+        app.check_ports(settings)
         assembly.forecaster_of(settings)
+        assembly.certificates_of(settings)
+        settings.audit_secret()
+        run_async(assembly.signing_keys_of(settings))
         run_processes(partial(_serve_one, settings), settings.grpc_workers)
 
 
@@ -101,7 +103,7 @@ def token(
     typer.echo(
         issue_token(
             Caller(subject, role, school),
-            secret=settings.secret(),
+            secret=settings.signing_secret(),
             algorithm=settings.jwt_algorithm,
             expires_at=time.time() + hours * 3600,
             issuer=settings.jwt_issuer,

@@ -17,7 +17,6 @@ from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import StudentKey, student_violations
 from mastery_grpc.settings import read_settings
 from mastery_grpc.storage.connection import connect
-from mastery_grpc.storage.keys import Retention
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ async def _rebuild(settings: Settings, named: Sequence[StudentKey], school: str 
     """Rebuilds those named, or else all; returns whether all is well now."""
     client = connect(settings.redis_url, timeout=settings.redis_timeout)
     try:
-        retention = Retention()
+        retention = settings.retention()
         repository = RedisStudentRepository(client, retention=retention)
         use_case = RebuildStudents(
             repository,

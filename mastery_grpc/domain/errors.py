@@ -2,6 +2,7 @@
 
 * MasteryError
   + InvalidInput          the caller's data breaks a rule; says which field and why
+  + InvalidPageToken      the page token is not from this list with these filters
   + EventTooOld           the event precedes what the student's log still remembers
   + InsufficientHistory   the student is known, but too little of his history is left for the answer
   + NotFound
@@ -16,6 +17,7 @@
   + Unavailable           a dependency is away; the same call may succeed later
     - StorageUnavailable
     - BrokerUnavailable
+    - KeysUnavailable     the keys that tokens are verified with were never had
     - ShuttingDown        this process is about to stop; another one will answer
 """
 
@@ -55,6 +57,13 @@ class InvalidInput(MasteryError):
     def of(cls, field: str, reason: str) -> InvalidInput:
         """Returns the error for a single violation."""
         return cls([Violation(field, reason)])
+
+
+class InvalidPageToken(MasteryError):
+    """A page token that was not made by this list for these filters."""
+
+    def __init__(self) -> None:
+        super().__init__("page_token: was not returned by this method for these filters")
 
 
 class EventTooOld(MasteryError):
@@ -159,6 +168,12 @@ class StorageUnavailable(Unavailable):
 
 class BrokerUnavailable(Unavailable):
     """Kafka did not answer."""
+
+
+class KeysUnavailable(Unavailable):
+    """The issuer of the tokens has not told his keys yet, so that nobody can be told from a stranger."""
+
+    retry_after = 5.0
 
 
 class ShuttingDown(Unavailable):

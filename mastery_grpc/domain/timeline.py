@@ -9,7 +9,7 @@ from mastery_grpc.domain.errors import EventTooOld
 from mastery_grpc.domain.student import StudentState, fold, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Sequence, Set
     from datetime import date
 
     from mastery_grpc.domain.events import LearningEvent, Position
@@ -65,19 +65,18 @@ class Timeline:
             days.setdefault(event_day, state)
         return days
 
-    def forgettable(self, expired: set[str]) -> tuple[StudentState, set[str]]:
-        """Returns which of the `expired` events may be forgotten, and the state that replaces them.
+    def forgettable(self, expired: Set[str], overdue: Set[str] = frozenset()) -> tuple[StudentState, set[str]]:
+        """Returns which events may be forgotten, and the state that replaces them.
 
-        Only a beginning of the history can be replaced by a state, so an expired event stays as long as an
-        older one is still kept.
+        Only a beginning of the history can be replaced by a state, so an `expired` event stays as long as an
+        older one is still kept; an `overdue` one takes what is older with it.
         """
-        base, forgotten = self._base, set[str]()
-        for event, state in zip(self._events, self._states, strict=True):
-            if event.event_id not in expired:
-                break
-            base = state
-            forgotten.add(event.event_id)
-        return base, forgotten
+        end = 0
+        for index, event in enumerate(self._events):
+            if event.event_id in overdue or (index == end and event.event_id in expired):
+                end = index + 1
+        base = self._states[end - 1] if end else self._base
+        return base, {event.event_id for event in self._events[:end]}
 
     def _refold_from(self, index: int) -> None:
         state = self._states[index - 1] if index else self._base

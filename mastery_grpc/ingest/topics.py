@@ -12,6 +12,8 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from mastery_grpc.application.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, RESULTS_KEPT
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -66,9 +68,9 @@ def create_topics(access: KafkaAccess, *, replication_factor: int = -1, timeout:
     """
     topics = access.topics
     plans = {
-        topics.requests: _TopicPlan(6, timedelta(days=1)),
-        topics.results: _TopicPlan(6, timedelta(days=2)),
-        topics.dead_letters: _TopicPlan(3, timedelta(days=30), MAX_DEAD_LETTER_BYTES),
+        topics.requests: _TopicPlan(6, REQUESTS_KEPT),
+        topics.results: _TopicPlan(6, RESULTS_KEPT),
+        topics.dead_letters: _TopicPlan(3, DEAD_LETTERS_KEPT, MAX_DEAD_LETTER_BYTES),
     }
     wanted = [
         NewTopic(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mastery_grpc.rpc.pipeline import CallPipeline
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-MEBIBYTE = 1024 * 1024
+KIBIBYTE = 1024
+MEBIBYTE = 1024 * KIBIBYTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class ServerTerms:
     """Whether several processes serve the same port; otherwise a port in use is an error."""
     max_receive_message_size: int = 4 * MEBIBYTE
     max_send_message_size: int = 16 * MEBIBYTE
+    max_metadata_size: int = 16 * KIBIBYTE
+    """Of the headers of one call: the longest token, and room for what proxies add."""
     max_concurrent_streams: int = 1000
     """Calls under way on one connection."""
     keepalive_time: float = 60.0
@@ -46,6 +49,9 @@ class ServerTerms:
             ("grpc.so_reuseport", int(self.shares_port)),
             ("grpc.max_receive_message_length", self.max_receive_message_size),
             ("grpc.max_send_message_length", self.max_send_message_size),
+            # Both the same: between them gRPC would refuse at random.
+            ("grpc.max_metadata_size", self.max_metadata_size),
+            ("grpc.absolute_max_metadata_size", self.max_metadata_size),
             ("grpc.max_concurrent_streams", self.max_concurrent_streams),
             ("grpc.keepalive_time_ms", round(self.keepalive_time * 1000)),
             ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout * 1000)),

@@ -15,6 +15,8 @@ from mastery_grpc.domain.errors import (
     EventTooOld,
     InsufficientHistory,
     InvalidInput,
+    InvalidPageToken,
+    KeysUnavailable,
     NotFound,
     RateLimited,
     RecommendationNotFound,
@@ -43,6 +45,7 @@ log = structlog.get_logger(__name__)
 
 _TABLE: dict[type[Exception], tuple[int, str]] = {
     InvalidInput: (code_pb2.INVALID_ARGUMENT, "INVALID_FIELD"),
+    InvalidPageToken: (code_pb2.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN"),
     EventTooOld: (code_pb2.FAILED_PRECONDITION, "EVENT_TOO_OLD"),
     InsufficientHistory: (code_pb2.FAILED_PRECONDITION, "INSUFFICIENT_HISTORY"),
     StudentNotFound: (code_pb2.NOT_FOUND, "STUDENT_NOT_FOUND"),
@@ -55,12 +58,14 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     Contention: (code_pb2.ABORTED, "CONFLICT"),
     StorageUnavailable: (code_pb2.UNAVAILABLE, "STORAGE_UNAVAILABLE"),
     BrokerUnavailable: (code_pb2.UNAVAILABLE, "BROKER_UNAVAILABLE"),
+    KeysUnavailable: (code_pb2.UNAVAILABLE, "KEYS_UNAVAILABLE"),
     ShuttingDown: (code_pb2.UNAVAILABLE, "SHUTTING_DOWN"),
     TimeoutError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
 }
 _MESSAGES = {
     StorageUnavailable: "the storage is not reachable just now",
     BrokerUnavailable: "the message broker is not reachable just now",
+    KeysUnavailable: "the keys that tokens are verified with cannot be had just now",
     TimeoutError: "the call took longer than its deadline",
 }
 
@@ -90,6 +95,8 @@ def _metadata(error: Exception) -> dict[str, str]:
     match error:
         case InvalidInput():
             return {"field": error.violations[0].field}
+        case InvalidPageToken():
+            return {"field": "page_token"}
         case InsufficientHistory():
             return {
                 "student_id": error.student_id,

@@ -5,18 +5,18 @@ The braces make all keys of a student share one Redis Cluster slot, so that one 
 
 from __future__ import annotations
 
+import hashlib
 import re
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from mastery_grpc.application.retention import Retention as Retention
 from mastery_grpc.domain.events import StudentKey
-from mastery_grpc.domain.recommendations import FEEDBACK_LIFETIME
 
 if TYPE_CHECKING:
     from datetime import date
 
+    from mastery_grpc.application.callers import CallClass, Caller
     from mastery_grpc.application.ports import CourseKey
 
 ANNOUNCEMENTS = "mastery:announcements"
@@ -25,25 +25,6 @@ ANNOUNCEMENTS = "mastery:announcements"
 _is_current_mastery = re.compile(
     r"(school:(?P<school>[^:]+):)?student:\{(?P<student>[^}]+)\}:profile:current_mastery"
 ).fullmatch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
-    """How long each kind of key lives after its last write."""
-
-    snapshots: timedelta = timedelta(days=90)
-    event_log: timedelta = timedelta(days=90)
-    processed: timedelta = timedelta(days=7)
-    activity: timedelta = timedelta(days=30)
-    course_pulse: timedelta = timedelta(days=100)
-    prediction: timedelta = timedelta(hours=1)
-    issued_forecasts: timedelta = timedelta(days=14)
-    """From the end of the day that they are for."""
-    forecast_scores: timedelta = timedelta(days=60)
-    path: timedelta = timedelta(hours=24)
-    feedback: timedelta = FEEDBACK_LIFETIME
-    feedback_requests: timedelta = timedelta(days=7)
-    """How long a repeated request to record feedback is known for one."""
 
 
 def current_mastery(student: StudentKey) -> str:
@@ -93,9 +74,19 @@ def feedback(student: StudentKey) -> str:
     return f"{_student(student)}:feedback"
 
 
+def audit_salt(student: StudentKey) -> str:
+    """Returns the key of the salt that links a student to his entries in the audit log."""
+    return f"{_student(student)}:audit"
+
+
 def processed(student: StudentKey, event_id: str) -> str:
     """Returns the key of the proof that an event was applied."""
     return f"{_school(student.school_id)}processed:{{{student.student_id}}}:{event_id}"
+
+
+def erased(student: StudentKey) -> str:
+    """Returns the key of the mark that a student was erased."""
+    return f"{_school(student.school_id)}erased:{{{student.student_id}}}"
 
 
 def forecasts_due(day: date) -> str:
@@ -132,6 +123,38 @@ def course_students(course: CourseKey, day: date) -> str:
 def course_write(course: CourseKey, token: str) -> str:
     """Returns the key by which a write that the driver repeats is known for one that was done."""
     return f"{_course(course)}:written:{token}"
+
+
+def audit_log(school_id: str) -> str:
+    """Returns the key of the audit log of a school; its keys share a slot."""
+    return f"{_audit(school_id)}:log"
+
+
+def audit_head(school_id: str) -> str:
+    """Returns the key of the signed end of the audit log of a school."""
+    return f"{_audit(school_id)}:head"
+
+
+def audit_anchor(school_id: str) -> str:
+    """Returns the key of the signed beginning of an audit log of which the oldest part was forgotten."""
+    return f"{_audit(school_id)}:anchor"
+
+
+AUDIT_SCHOOLS = "audit:schools"
+"""The key of the set of schools that have an audit log."""
+AUDIT_UPKEEP = "audit:upkeep"
+"""The key by which one process tells the others that it does the upkeep of the audit logs."""
+
+
+def quota(caller: Caller, call_class: CallClass) -> str:
+    """Returns the key of how many calls of a class a caller made lately; who he is cannot be read from it."""
+    who = f"{caller.school_id}/{caller.role}/{caller.subject}"
+    return f"limit:{{{hashlib.sha256(who.encode()).hexdigest()[:32]}}}:{call_class}"
+
+
+def _audit(school_id: str) -> str:
+    # No id of a school has a dot; empty braces would give each key a slot of its own.
+    return f"audit:{{{school_id or '.default'}}}"
 
 
 def _course(course: CourseKey) -> str:

@@ -15,6 +15,7 @@ from mastery_grpc.application.audit_log import AuditedCall
 from mastery_grpc.application.callers import CallClass, Caller, Role
 from mastery_grpc.rpc.authentication import TokenVerifier
 from mastery_grpc.rpc.pipeline import CallPipeline
+from mastery_grpc.rpc.signing_keys import SigningKeys
 from tests.builders import at
 
 SERVICES = {
@@ -138,7 +139,7 @@ class Silent:
 
 
 def pipeline() -> CallPipeline:
-    verifier = TokenVerifier(secret="x" * 32, algorithm="HS256", issuer=None, audience=None, now=lambda: 0.0)
+    verifier = TokenVerifier(SigningKeys(timer=lambda: 0.0), issuer=None, audience=None, now=lambda: 0.0)
     return CallPipeline(verifier, limiter=Unlimited(), audit=Unaudited(), clock=lambda: at(0), default_timeout=1.0)
 
 

@@ -44,6 +44,7 @@ DETAILS: tuple[type[Message], ...] = (
     error_details_pb2.BadRequest,
     error_details_pb2.ResourceInfo,
     error_details_pb2.RetryInfo,
+    error_details_pb2.QuotaFailure,
 )
 
 
@@ -159,6 +160,7 @@ def settings_for(redis_url: str, **given: Any) -> Settings:
         "grpc_port": 0,
         "grpc_drain_timeout": 2.0,
         "jwt_secret": SECRET,
+        "rate_limit_people": 0,  # tests that are not about limits call as often as they like
     }
     return Settings(**defaults | given)
 
@@ -199,6 +201,8 @@ class Failure:
     """Pairs of field and description."""
     resource: tuple[str, str] | None = None
     retry_delay: float | None = None
+    quota: tuple[str, str] | None = None
+    """Subject and description."""
 
     @property
     def fields(self) -> list[str]:
@@ -224,6 +228,9 @@ def failure_in(status: status_pb2.Status) -> Failure:
                 told["resource"] = detail.resource_type, detail.resource_name
             case error_details_pb2.RetryInfo():
                 told["retry_delay"] = detail.retry_delay.ToMilliseconds() / 1000
+            case error_details_pb2.QuotaFailure():
+                [violation] = detail.violations
+                told["quota"] = violation.subject, violation.description
     return Failure(CODES[status.code], status.message, **told)
 
 

@@ -30,6 +30,7 @@ import uvloop
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka import TopicPartition as Place
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
 
 from mastery.v1 import mastery_pb2, mastery_service_pb2
 from mastery_grpc.application.callers import Caller, Role
@@ -274,6 +275,103 @@ def credentials() -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {token}"),)
 
 
+# --- the audit log ----------------------------------------------------------------------------------------
+
+
+def bench_audit(rounds: int, seconds: float) -> Figures:
+    """GetMastery, found in L1, with the audit log and without, and what the log costs by itself."""
+    say(f"audit: {rounds} rounds of {seconds} s for each server and each number of calls in flight")
+    with ExitStack() as stack:
+        redis_server = stack.enter_context(standalone())
+        directory = stack.enter_context(scratch_directory("mastery-bench-"))
+        fill(redis_server, CACHED)
+        ports = free_ports(2)
+        commands = {"without": this_bench("serve-unaudited"), "audited": [str(PROGRAM), "serve"]}
+        sides = {}
+        for (name, command), port in zip(commands.items(), ports, strict=True):
+            settings = {
+                "MASTERY_REDIS_URL": redis_server.url,
+                "MASTERY_GRPC_HOST": "127.0.0.1",
+                "MASTERY_GRPC_PORT": str(port),
+                "MASTERY_METRICS_PORT": "0",
+                "MASTERY_JWT_SECRET": SECRET,
+            }
+            sides[name] = CallSide(stack.enter_context(started(command, settings, directory)), port, CACHED)
+        for port in ports:
+            until_serving(port)
+        runs: dict[tuple[str, int], list[Run]] = {}
+        for round_ in range(rounds):
+            for concurrency in CONCURRENCIES:
+                for name in list(sides) if round_ % 2 == 0 else list(sides)[::-1]:
+                    run = uvloop.run(call_repeatedly(sides[name], concurrency, seconds))
+                    runs.setdefault((name, concurrency), []).append(run)
+                    say(f"  round {round_ + 1}: {concurrency:>2} in flight, {name:<8} {run.text('call')}")
+        redis_server.flush()
+        uvloop.run(audit_costs(redis_server.url))
+    figures: Figures = {}
+    for concurrency in CONCURRENCIES:
+        title = f"GetMastery with audit, {concurrency} in flight"
+        figures |= comparison(title, "call", runs["audited", concurrency], runs["without", concurrency])
+    return figures
+
+
+def serve_unaudited() -> None:
+    """The other side: the same server, to which nothing is worth an entry."""
+    from mastery_grpc.__main__ import main as program
+    from mastery_grpc.application.audit_log import AuditLog
+
+    AuditLog.record = lambda self, call: None  # type: ignore[method-assign]
+    sys.argv = ["mastery-grpc", "serve"]
+    program()
+
+
+async def audit_costs(redis_url: str) -> None:
+    """Says what entries cost to write, to keep and to read, each figure once."""
+    from mastery_grpc.application.audit_log import AuditedCall
+    from mastery_grpc.application.audit_reader import AuditFilter
+    from mastery_grpc.assembly import audit_log_of, utc_now
+    from mastery_grpc.settings import Settings
+    from mastery_grpc.storage import keys
+    from mastery_grpc.storage.connection import connect
+    from mastery_grpc.storage.redis_audit_log import RedisAuditStore
+
+    client: Any = connect(redis_url, timeout=30)
+    settings = Settings(jwt_secret=SecretStr(SECRET))
+    log = audit_log_of(settings, RedisAuditStore(client, retention=settings.retention().audit))
+    students = tuple(StudentKey(f"s{number}") for number in range(1000))
+    caller, method = Caller("a-learning-platform", Role.SERVICE), "mastery.v1.MasteryService/IngestEvents"
+
+    def record(*about: StudentKey) -> None:
+        log.record(
+            AuditedCall(
+                time=utc_now(),
+                caller=caller,
+                school_id="",
+                method=method,
+                students=about,
+                code=0,
+                request_id=uuid.uuid4().hex,
+            )
+        )
+
+    record(*students)
+    await log.flush()  # so that all have their pseudonyms
+    for name, size, calls in (("one student", 1, 20_000), ("a thousand students", 1000, 79)):
+        for number in range(calls):
+            record(*students[: size if size > 1 else 0] or (students[number % 1000],))
+        start = time.process_time()
+        await log.flush()
+        spent = (time.process_time() - start) / (calls * size) * 1e6
+        say(f"  {spent:.1f} µs of processor time per entry of calls about {name}")
+    count = await client.xlen(keys.audit_log(""))
+    say(f"  {await client.memory_usage(keys.audit_log(''), samples=0) / count:.0f} bytes of Redis per entry")
+    for name, reading in (("checked", log.verify("")), ("searched", log.entries(AuditFilter(method="none")))):
+        start = time.perf_counter()
+        await reading
+        say(f"  {(time.perf_counter() - start) * 100_000 / count:.2f} s for 100,000 entries {name}")
+    await client.aclose()
+
+
 # --- ingest -----------------------------------------------------------------------------------------------
 
 
@@ -496,6 +594,8 @@ def main(arguments: Sequence[str]) -> None:
     match arguments:
         case ["serve-bare", port]:
             serve_bare(int(port))
+        case ["serve-unaudited"]:
+            serve_unaudited()
         case ["loop", bootstrap_servers, redis_url, group, requests, results]:
             loop(bootstrap_servers, redis_url, group, requests, results)
         case _:
@@ -504,7 +604,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["calls", "ingest", "all"], default="all")
+    parser.add_argument("what", nargs="?", choices=["calls", "audit", "ingest", "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of calls (default: 2)")
     parser.add_argument("--events", type=int, default=40_000, help="in each run of ingest (default: 40000)")
@@ -513,6 +613,8 @@ def bench(arguments: Sequence[str]) -> None:
     figures: Figures = {}
     if given.what in ("calls", "all"):
         figures.update(bench_calls(given.rounds, given.seconds))
+    if given.what in ("audit", "all"):
+        figures.update(bench_audit(given.rounds, given.seconds))
     if given.what in ("ingest", "all"):
         figures.update(bench_ingest(given.rounds, given.events))
     show(figures)

@@ -21,7 +21,10 @@ from tests.real.processes import ServerProcess, free_ports, scratch_directory
 SLOTS = 16_384
 SERVICE = "mastery"
 TLS_USER, TLS_PASSWORD = "mastery", "secret"
-PRODUCT_RIGHTS = "~student:* ~school:* ~processed:* &mastery:* +@read +@write +@scripting +@pubsub +@connection"
+PRODUCT_RIGHTS = (
+    "~student:* ~school:* ~processed:* ~erased:* ~course:* ~forecast:* ~audit:* ~limit:* &mastery:* "
+    "+@read +@write +@scripting +@pubsub +@connection"
+)
 OLDEST_MAJOR = 7  # CLUSTER ADDSLOTSRANGE and cluster-port came with Redis 7
 
 

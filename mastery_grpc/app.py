@@ -96,6 +96,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
                 audit=services.audit,
                 clock=utc_now,
                 default_timeout=settings.grpc_default_timeout,
+                slow_reader_timeout=settings.grpc_slow_reader_timeout,
             ),
             servicers=services.servicers,
             health=health,

@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     grpc_reflection: bool = True
     grpc_default_timeout: Seconds = 10.0
     """For unary calls of clients that set no deadline, in seconds."""
+    grpc_slow_reader_timeout: Seconds = 30.0
+    """A stream whose reader takes no message for so long is ended, in seconds."""
     grpc_drain_timeout: Annotated[float, Field(ge=0, le=30)] = 25.0
     """How long calls under way may take when the server stops, in seconds."""
     grpc_max_receive_message_size: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -17,13 +18,13 @@ from grpc_status import rpc_status
 
 from mastery_grpc.application.audit_log import AuditedCall
 from mastery_grpc.application.event_protobuf import rule_violations
-from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
+from mastery_grpc.domain.errors import InvalidInput, SlowReader, StorageUnavailable
 from mastery_grpc.rpc.access import AccessRule, Call
 from mastery_grpc.rpc.status import status_of
 from mastery_grpc.rpc.subjects import subjects_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -39,6 +40,7 @@ LONGEST_REQUEST_ID = 64
 AUDITED_AT_ONCE = 1000
 """Students of one stream of events before they are told to the audit log."""
 OK = 0
+FAREWELL_SECONDS = 0.5
 
 
 class Authenticator(Protocol):
@@ -76,13 +78,16 @@ class CallPipeline:
         audit: AuditTrail,
         clock: Callable[[], datetime],
         default_timeout: float,
+        slow_reader_timeout: float,
     ) -> None:
-        """`default_timeout` (seconds) bounds the unary calls of clients that set no deadline."""
+        """`default_timeout` (seconds) bounds the unary calls of clients that set no deadline. A stream whose
+        reader takes no message for `slow_reader_timeout` (seconds) is ended."""
         self._authenticator = authenticator
         self._limiter = limiter
         self._audit = audit
         self._clock = clock
         self._default_timeout = default_timeout
+        self._slow_reader_timeout = slow_reader_timeout
 
     def compose(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Returns the handlers of a service, whose methods `servicer` has under the same names.
@@ -128,31 +133,29 @@ class CallPipeline:
         return call
 
     def _server_streaming(self, stage: _Stage, handler: Callable[..., Any]) -> Callable[..., Any]:
-        limiter = self._limiter
+        limiter, patience = self._limiter, self._slow_reader_timeout
 
-        async def call(data: bytes, context: Context) -> AsyncIterator[bytes]:
+        async def call(data: bytes, context: Context) -> None:
             visit = stage.visit(context)
             try:
                 request, call = await visit.admit(data)
                 with limiter.open_stream(call.caller):
                     visit.record(OK)  # now, because it may go on for hours
-                    async for response in handler(request, call):
-                        yield response.SerializeToString()
+                    await _send(handler(request, call), context, patience)
             except Exception as error:
                 await visit.abort(error)
 
         return call
 
     def _bidirectional(self, stage: _Stage, handler: Callable[..., Any]) -> Callable[..., Any]:
-        limiter = self._limiter
+        limiter, patience = self._limiter, self._slow_reader_timeout
 
-        async def call(stream: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        async def call(stream: AsyncIterator[bytes], context: Context) -> None:
             visit = stage.visit(context)
             try:
                 admitted = await visit.admit_stream()
                 with limiter.open_stream(admitted.caller):
-                    async for response in handler(visit.parsed(stream), admitted):
-                        yield response.SerializeToString()
+                    await _send(handler(visit.parsed(stream), admitted), context, patience)
                 visit.record(OK)
             except Exception as error:
                 await visit.abort(error)
@@ -204,7 +207,9 @@ class _Visit:
         # Who is calling comes first: a stranger learns nothing of the rules of a request.
         caller = await self._identify()
         request = stage.parse(data)
-        self._students = dict.fromkeys(stage.subjects(request, caller.school_id))
+        if getattr(request, "school_id", "") in ("", caller.school_id):
+            # Else he may have been refused another school, and nobody in his own was meant.
+            self._students = dict.fromkeys(stage.subjects(request, caller.school_id))
         call = stage.rule.admit(caller, request, self._request_id)
         if call.school_id != caller.school_id:
             self._school_id = call.school_id
@@ -248,15 +253,34 @@ class _Visit:
         except StorageUnavailable as unrecorded:
             status = status_of(unrecorded)
         told = rpc_status.to_status(status)
-        await self._context.abort(
+        ending = self._context.abort(
             told.code, told.details, (*told.trailing_metadata, (REQUEST_ID, self._request_id))
         )
+        if not isinstance(error, SlowReader):
+            await ending
+        # The status waits behind what the reader has not taken: he gets it when he reads on, if ever he does.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await ending
 
     async def _identify(self) -> Caller:
         caller = self._caller = await self._stage.authenticate(self._metadata)
         self._school_id = caller.school_id
         await self._stage.limit(caller, self._stage.rule.call_class)
         return caller
+
+
+async def _send(responses: AsyncGenerator[Message], context: Context, patience: float) -> None:
+    """Sends responses as they come. Raises SlowReader if one could not be handed over in `patience` seconds."""
+    async with aclosing(responses):
+        async for response in responses:
+            data = response.SerializeToString()
+            try:
+                # Returns once flow control lets the message go: no more than one of them is ever held.
+                async with asyncio.timeout(patience):
+                    await context.write(data)
+            except TimeoutError:
+                raise SlowReader from None
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:

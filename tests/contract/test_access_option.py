@@ -140,7 +140,14 @@ class Silent:
 
 def pipeline() -> CallPipeline:
     verifier = TokenVerifier(SigningKeys(timer=lambda: 0.0), issuer=None, audience=None, now=lambda: 0.0)
-    return CallPipeline(verifier, limiter=Unlimited(), audit=Unaudited(), clock=lambda: at(0), default_timeout=1.0)
+    return CallPipeline(
+        verifier,
+        limiter=Unlimited(),
+        audit=Unaudited(),
+        clock=lambda: at(0),
+        default_timeout=1.0,
+        slow_reader_timeout=1.0,
+    )
 
 
 def service_with(*methods: tuple[str, access_pb2.Access | None]) -> ServiceDescriptor:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import fields
 from datetime import timedelta
 from itertools import product
@@ -42,11 +42,16 @@ class Refused(Exception):
         self.code, self.message, self.trailers = code, message, trailers
 
 
+class _Enough(BaseException):
+    """Ends a stream of which one answer was wanted; no error, or the pipeline would answer it."""
+
+
 class MemoryContext:
     """Implements as much of a servicer's context as the pipeline uses, for one call by a caller."""
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
+        self.answer: bytes | None = None
 
     def invocation_metadata(self) -> tuple[tuple[str, Any], ...]:
         return (("caller", self.caller),)
@@ -55,6 +60,10 @@ class MemoryContext:
 
     def time_remaining(self) -> float:
         return 60.0
+
+    async def write(self, answer: bytes) -> None:
+        self.answer = answer
+        raise _Enough
 
     async def abort(self, code: grpc.StatusCode, details: str, trailers: Trailers) -> NoReturn:
         raise Refused(code, details, trailers)
@@ -92,7 +101,12 @@ class MemoryEngine:
         self._services = _services(settings)
         self._handlers: dict[str, tuple[MethodDescriptor, Any]] = {}
         pipeline = CallPipeline(
-            _Believing(), limiter=_Unlimited(), audit=self._services.audit, clock=utc_now, default_timeout=10.0
+            _Believing(),
+            limiter=_Unlimited(),
+            audit=self._services.audit,
+            clock=utc_now,
+            default_timeout=10.0,
+            slow_reader_timeout=10.0,
         )
         for service, servicer in self._services.servicers.items():
             handlers: Any = pipeline.compose(service, servicer)
@@ -138,14 +152,12 @@ class MemoryEngine:
         if not method.server_streaming:
             answer: bytes = await handler.unary_unary(data, context)
             return answer
-        if method.client_streaming:
-            stream = handler.stream_stream(_stream_of(data), context)
-        else:
-            stream = handler.unary_stream(data, context)
-        try:
-            return await anext(stream, None)
-        finally:
-            await stream.aclose()
+        with suppress(_Enough):
+            if method.client_streaming:
+                await handler.stream_stream(_stream_of(data), context)
+            else:
+                await handler.unary_stream(data, context)
+        return context.answer
 
 
 class _CallDetails:

@@ -2,12 +2,13 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 import pytest
 
 from mastery_grpc.application.callers import Role
-from tests.integration.serving import Engine, failure_from, running_engine
+from tests.integration.serving import Client, Engine, eventually, failure_from, quiz_event, running_engine
 
 
 async def _let_in(
@@ -26,6 +27,15 @@ async def _let_in(
         return 1
 
     return sum(await asyncio.gather(*(call(number) for number in range(count)))), refused
+
+
+async def _reason(stream: Any) -> str:
+    """Returns why a stream is refused, empty if it is not."""
+    try:
+        await stream.read()
+    except grpc.aio.AioRpcError as error:
+        return failure_from(error).reason
+    return ""
 
 
 @pytest.mark.parametrize("servers", [1, 3])
@@ -74,3 +84,43 @@ async def test_a_person_may_hold_so_many_streams_and_no_more(redis_url: str) -> 
         held[0].cancel()
         await asyncio.sleep(0.3)
         assert await client.watch("s1").read()
+
+
+async def test_a_watcher_who_does_not_read_is_dropped_and_what_he_held_is_free_again(redis_url: str) -> None:
+    students = [f"s{number}" for number in range(1000)]
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(
+            running_engine(redis_url, max_streams_services=1, grpc_slow_reader_timeout=0.3)
+        )
+        client = engine.client()
+        for start in range(0, 1000, 500):
+            await client.ingest(*(quiz_event(student_id=student) for student in students[start : start + 500]))
+        narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16_384)]
+        channel = await stack.enter_async_context(
+            grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}", options=narrow)
+        )
+        slow = Client(channel, client.metadata).watch(*students)
+        assert await slow.read()
+
+        async def another_may_watch() -> bool:
+            return await _reason(client.watch("s1")) == ""
+
+        assert await _reason(client.watch("s1")) == "TOO_MANY_OPEN"
+        await eventually(another_may_watch)
+        reason = ""
+        while not reason:
+            reason = await _reason(slow)
+
+    assert reason == "SLOW_READER"
+
+
+async def test_a_sender_who_does_not_read_his_answers_is_dropped(redis_url: str) -> None:
+    async with running_engine(redis_url, max_streams_services=1, grpc_slow_reader_timeout=0.3) as engine:
+        client = engine.client()
+        sending = client.stream(quiz_event(number=number % 500) for number in range(6000))
+
+        async def another_may_send() -> bool:
+            return await _reason(client.stream([quiz_event()])) == ""
+
+        await eventually(another_may_send, within=30)
+        sending.cancel()

@@ -143,6 +143,16 @@ def test_an_expired_event_stays_as_long_as_an_older_one_is_kept() -> None:
     assert history.forgettable({first.event_id, third.event_id}) == (folded(first), {first.event_id})
 
 
+def test_an_overdue_event_takes_what_is_older_with_it() -> None:
+    first, second, third = daily_quizzes(3)
+    history = timeline(first, second, third)
+
+    assert history.forgettable({second.event_id}, {second.event_id}) == (
+        folded(first, second),
+        {first.event_id, second.event_id},
+    )
+
+
 def test_nothing_to_forget_leaves_the_base() -> None:
     first, second = daily_quizzes(2)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from mastery_grpc import app, assembly
 from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.commands import dlq
+from mastery_grpc.commands.audit import audit
 from mastery_grpc.commands.backtest import backtest
 from mastery_grpc.commands.process import log_json, run_async
 from mastery_grpc.commands.rebuild import rebuild
@@ -30,6 +31,7 @@ from mastery_grpc.simulation.producer import EventProducer, send_events
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 cli.add_typer(dlq.cli, name="dlq")
+cli.command()(audit)
 cli.command()(rebuild)
 cli.command()(backtest)
 cli.command()(train)

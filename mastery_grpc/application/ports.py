@@ -146,8 +146,6 @@ class StudentRewrite:
     mastery: Mastery
     snapshots: Mapping[date, Mastery]
     """Of the days that differ."""
-    forgotten: Sequence[str] = ()
-    """As in `StudentChange`."""
 
 
 class StudentRepository(Protocol):

@@ -1,4 +1,4 @@
-"""How long data is kept, and the use case that makes nothing outlive its time."""
+"""How long data is kept, and what for."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def policy(retention: Retention) -> list[RetentionRule]:
         DataKind.ACTIVITY: (retention.activity, "Tells the recent active days and streaks."),
         DataKind.PREDICTION: (
             max(retention.prediction, issued),
-            "Answers the same question again for an hour; later it is compared with what came.",
+            "Answers the same question again for a while; later it is compared with what came.",
         ),
         DataKind.LEARNING_PATH: (retention.path, "Keeps a learning path steady while nothing new is known."),
         DataKind.FEEDBACK: (retention.feedback, "Keeps dismissed advice away and ranks what helped higher."),

@@ -126,7 +126,7 @@ class MemoryStudentRepository:
             self._written += 1
             processed[applied.event.event_id] = applied.record
             self._logs[student].append(LoggedEvent(f"0-{self._written}", self._clock(), applied.event))
-        self._forget(student, change.forgotten)
+        self._logs[student] = [logged for logged in self._logs[student] if logged.entry_id not in change.forgotten]
         for day, mastery in change.snapshots.items():
             self._snapshots[student, day] = mastery
         self._announce(change.mastery)
@@ -147,11 +147,7 @@ class MemoryStudentRepository:
             snapshots=rewrite.snapshots,
             applied=(),
         )
-        self._forget(student, rewrite.forgotten)
         for day, mastery in rewrite.snapshots.items():
             self._snapshots[student, day] = mastery
         self._announce(rewrite.mastery)
         return True
-
-    def _forget(self, student: StudentKey, entry_ids: Sequence[str]) -> None:
-        self._logs[student] = [logged for logged in self._logs[student] if logged.entry_id not in entry_ids]

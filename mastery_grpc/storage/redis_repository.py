@@ -241,7 +241,6 @@ class RedisStudentRepository:
             keys.activity(student),
             keys.prediction(student),
             keys.path(student),
-            keys.event_log(student),
         ]
         arguments: list[Any] = [
             _revision(rewrite.expected),
@@ -254,7 +253,7 @@ class RedisStudentRepository:
         for day, mastery in rewrite.snapshots.items():
             script_keys += _day_keys(student, day)
             arguments += _day_values(mastery, records.encode_mastery(mastery))
-        return [len(script_keys), *script_keys, *arguments, *rewrite.forgotten]
+        return [len(script_keys), *script_keys, *arguments]
 
 
 def _require(is_replicated: bool) -> None:

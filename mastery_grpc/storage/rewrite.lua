@@ -1,12 +1,11 @@
 -- Replaces what is stored of one student by what his log says: all of it or nothing.
 --
--- KEYS  1 current mastery   2 activity   3 prediction   4 path   5 event log
+-- KEYS  1 current mastery   2 activity   3 prediction   4 path
 --       then, for each day, the snapshot and its completion, quiz, quality and consistency
 -- ARGV  1 the revision that was compared with the log, as version.rebuilds
 --       2 current mastery (JSON), of a greater revision   3 activity (JSON)
 --       4 channel   5 announcement (JSON)   6 seconds to live of a snapshot that was missing
 --       then snapshot (JSON) and the four scores of each day
---       then the ids of the log entries to forget
 -- Returns 1 if it was written; 0 if the student has moved on.
 --
 -- It never overwrites a newer state, because it compares the revision. A newer state never rests on what it
@@ -22,13 +21,10 @@ end
 redis.call('SET', KEYS[1], ARGV[2])
 -- Lifetimes stay: a student's data is not kept longer because somebody recomputed it.
 redis.call('SET', KEYS[2], ARGV[3], 'XX', 'KEEPTTL')
-for i = 6, #KEYS do
-  if not redis.call('SET', KEYS[i], ARGV[i + 1], 'XX', 'KEEPTTL') then
-    redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[6])
+for i = 5, #KEYS do
+  if not redis.call('SET', KEYS[i], ARGV[i + 2], 'XX', 'KEEPTTL') then
+    redis.call('SET', KEYS[i], ARGV[i + 2], 'EX', ARGV[6])
   end
-end
-for i = #KEYS + 2, #ARGV do
-  redis.call('XDEL', KEYS[5], ARGV[i])
 end
 redis.call('UNLINK', KEYS[3], KEYS[4])
 redis.call('PUBLISH', ARGV[4], ARGV[5])

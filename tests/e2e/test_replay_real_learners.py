@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import re
 import os
 import random
+import re
 import statistics
 import sys
 import time

@@ -281,6 +281,8 @@ async def _send(responses: AsyncGenerator[Message], context: Context, patience: 
                     await context.write(data)
             except TimeoutError:
                 raise SlowReader from None
+            except grpc.aio.InternalError:
+                return  # the reader has gone
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:

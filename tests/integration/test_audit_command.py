@@ -24,11 +24,11 @@ async def _audit(redis_url: str, *arguments: str) -> tuple[int, str]:
 async def test_the_command_finds_logs_intact_and_then_where_one_was_tampered_with(
     redis_server: RedisServer,
 ) -> None:
-    async with running_engine(redis_server.url, audit_key=AUDIT_KEY) as engine:
+    async with running_engine(redis_url, audit_key=AUDIT_KEY) as engine:
         for school_id in ("", "north"):
             await engine.client(school_id=school_id).ingest(quiz_event())
             await engine.client(school_id=school_id).get()
-    code, told = await _audit(redis_server.url)
+    code, told = await _audit(redis_url)
 
     assert code == 0
     assert told.splitlines() == [
@@ -38,9 +38,9 @@ async def test_the_command_finds_logs_intact_and_then_where_one_was_tampered_wit
 
     with redis_server.client() as redis:
         redis.xdel(keys.audit_log("north"), "1-0")
-    code, told = await _audit(redis_server.url)
+    code, told = await _audit(redis_url)
 
     assert code == 1
     assert "the default school: 2 entries checked, intact" in told
     assert "north: 0 entries checked, out_of_sequence at 1" in told
-    assert (await _audit(redis_server.url, "--school", ""))[0] == 0
+    assert (await _audit(redis_url, "--school", ""))[0] == 0

@@ -23,6 +23,7 @@ async def _audit(redis_url: str, *arguments: str) -> tuple[int, str]:
 
 async def test_the_command_finds_logs_intact_and_then_where_one_was_tampered_with(
     redis_server: RedisServer,
+    redis_url: str,
 ) -> None:
     async with running_engine(redis_url, audit_key=AUDIT_KEY) as engine:
         for school_id in ("", "north"):

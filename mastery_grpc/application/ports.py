@@ -246,7 +246,7 @@ class OutlookStore(Protocol):
         """Returns what is stored of each student."""
 
     async def write(self, outlooks: Sequence[KeptOutlook]) -> None:
-        """Stores the outlooks instead of what is there."""
+        """Stores the outlooks instead of what is there, but those of students who have moved on meanwhile."""
 
 
 class IssuedForecasts(Protocol):

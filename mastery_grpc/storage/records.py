@@ -151,6 +151,11 @@ def revision_of(value: bytes | None, mark: bytes | None = None) -> Revision:
     return Revision(int(found[1]), int(found[2] or 0))
 
 
+def revision_text(revision: Revision) -> str:
+    """Returns a revision as the scripts compare it."""
+    return f"{revision.version}.{revision.rebuilds}"
+
+
 def decode_history(
     student: StudentKey, value: bytes | None, mark: bytes | None, log: Sequence[LoggedEvent]
 ) -> StudentHistory:

@@ -166,7 +166,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         )
         feed = RedisMasteryFeed(client, cache=reader)
         outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
-        issued = RedisIssuedForecasts(client, retention=retention, breaker=breaker)
+        issued = RedisIssuedForecasts(client, retention=retention, clock=utc_now, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)

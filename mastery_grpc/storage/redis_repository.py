@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext, suppress
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ class RedisStudentRepository:
                     "MGET",
                     keys.current_mastery(student),
                     keys.erased(student),
-                    *(key for day in days for key in _day_keys(student, day)),
+                    *(key for day in days for key in keys.day_keys(student, day)),
                 )
                 for student, days in wanted.items()
             ]
@@ -255,10 +255,9 @@ class RedisStudentRepository:
             script_keys.append(keys.processed(student, applied.event.event_id))
             arguments += encode_event(applied.event), records.encode_record(applied.record)
         for day, mastery in change.snapshots.items():
-            script_keys += _day_keys(student, day)
-            arguments += _day_values(
-                day, mastery, mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
-            )
+            script_keys += keys.day_keys(student, day)
+            snapshot = mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
+            arguments += *records.day_values(mastery, snapshot), day.isoformat()
         return [len(script_keys), *script_keys, *arguments, *change.forgotten]
 
     def _rewrite_arguments(self, rewrite: StudentRewrite) -> list[Any]:
@@ -282,20 +281,9 @@ class RedisStudentRepository:
             self._snapshot_lifetime,
         ]
         for day, mastery in rewrite.snapshots.items():
-            script_keys += _day_keys(student, day)
-            arguments += _day_values(day, mastery, records.encode_mastery(mastery))
+            script_keys += keys.day_keys(student, day)
+            arguments += *records.day_values(mastery, records.encode_mastery(mastery)), day.isoformat()
         return [len(script_keys), *script_keys, *arguments]
-
-
-def _day_keys(student: StudentKey, day: date) -> tuple[str, ...]:
-    """Returns the keys of a day's snapshot and of its four scores."""
-    key = keys.snapshot(student, day)
-    return key, f"{key}:completion", f"{key}:quiz", f"{key}:quality", f"{key}:consistency"
-
-
-def _day_values(day: date, mastery: Mastery, mastery_json: bytes) -> tuple[Any, ...]:
-    scores = mastery.components
-    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency, day.isoformat()
 
 
 def _readable(entries: Any) -> Iterator[LoggedEvent]:
@@ -309,7 +297,7 @@ def _logged_event(entry_id: bytes, fields: Any) -> LoggedEvent:
     values = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
     return LoggedEvent(
         entry_id=entry_id.decode(),
-        written_time=datetime.fromtimestamp(int(milliseconds) / 1000, tz=UTC),
+        written_time=records.time_of(int(milliseconds)),
         event=decode_event(values[b"event"]),
     )
 

@@ -26,6 +26,7 @@ from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreake
 from mastery_grpc.application.course_pulse import CountCourses
 from mastery_grpc.application.erase_student import EraseStudent
 from mastery_grpc.application.export_student import ExportStudent
+from mastery_grpc.application.forget_overdue import ForgetOverdue
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_mastery import ReadMastery
@@ -65,6 +66,7 @@ from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from mastery_grpc.storage.redis_student_records import RedisStudentRecords
+from mastery_grpc.storage.redis_upkeep import RedisUpkeepClaims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -139,6 +141,7 @@ class Storage:
     audit: RedisAuditStore
     quotas: RedisQuotas
     records: RedisStudentRecords
+    claims: RedisUpkeepClaims
 
     @property
     def elsewhere(self) -> tuple[HeldData, ...]:
@@ -206,6 +209,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             audit,
             quotas,
             records,
+            RedisUpkeepClaims(client),
         )
     finally:
         await client.aclose()
@@ -219,6 +223,7 @@ class Services:
     forecaster: WatchedForecaster
     verify: VerifyForecasts
     audit: AuditLog
+    forget: ForgetOverdue
 
 
 def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
@@ -280,7 +285,15 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
         COMPLIANCE_SERVICE: compliance,
     }
-    return Services(servicers, forecaster, verify, audit)
+    forget = ForgetOverdue(
+        storage.repository,
+        storage.advice,
+        storage.claims,
+        rules=rules,
+        log_retention=settings.retention().event_log,
+        clock=utc_now,
+    )
+    return Services(servicers, forecaster, verify, audit, forget)
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:

@@ -20,7 +20,7 @@ from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.assembly import Storage, audit_log_of, opened_storage, utc_now
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.student import fold_all
-from tests.builders import DEFAULT_RULES, FOR_EVER, in_order, quiz
+from tests.builders import DEFAULT_RULES, FOR_EVER, at, in_order, quiz
 from tests.integration.every_method import answers, request_for, served_methods
 from tests.integration.serving import quiz_event, running_engine, settings_for
 from tests.real.redis_servers import RedisServer
@@ -162,12 +162,14 @@ async def test_whoever_folds_on_from_a_log_that_is_being_forgotten_is_refused(
 ) -> None:
     apply = ApplyEvents(storage.repository, rules=DEFAULT_RULES, log_retention=FOR_EVER, clock=utc_now)
     await apply([Delivery(quiz(number=1, of=STUDENT))])
-    make_older(redis_server, timedelta(days=91))
+    make_older(redis_server, timedelta(days=60))
+    await apply([Delivery(quiz(number=2, time=at(1), of=STUDENT))])
+    make_older(redis_server, timedelta(days=31))
     [before] = await storage.repository.load({STUDENT: []})
     assert await forget_overdue(storage)() == 1
     [after] = await storage.repository.load({STUDENT: []})
     assert (after.state, after.rebuilds) == (before.state, before.rebuilds + 1)
-    assert after.base == after.state
+    assert after.base == fold_all([quiz(number=1, of=STUDENT)], DEFAULT_RULES)
 
 
 async def test_one_process_a_day_does_it(storage: Storage) -> None:

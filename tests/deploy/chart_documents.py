@@ -44,22 +44,36 @@ OWN = {
 """Those that the chart itself decides, by values of other names or by the ports of its pods."""
 
 
+def values() -> dict[str, Any]:
+    """Returns the default values."""
+    written = yaml.safe_load(VALUES.read_text())
+    assert isinstance(written, dict)
+    return written
+
+
+def schema() -> dict[str, Any]:
+    """Returns the schema of the values."""
+    written = json.loads(SCHEMA.read_text())
+    assert isinstance(written, dict)
+    return written
+
+
 def setting_schemas() -> dict[str, dict[str, Any]]:
     """Returns the JSON schema of each variable."""
     known = Settings.model_json_schema()
 
-    def schema(described: dict[str, Any]) -> dict[str, Any]:
+    def of(described: dict[str, Any]) -> dict[str, Any]:
         if reference := described.get("$ref"):
-            return schema(known["$defs"][reference.rpartition("/")[2]])
+            return of(known["$defs"][reference.rpartition("/")[2]])
         if options := [option for option in described.get("anyOf", ()) if option != {"type": "null"}]:
-            return schema(options[0])
+            return of(options[0])
         return {
             name: value
             for name, value in described.items()
             if name not in ("title", "description", "default", "format", "writeOnly")
         }
 
-    return {PREFIX + name.upper(): schema(described) for name, described in known["properties"].items()}
+    return {PREFIX + name.upper(): of(described) for name, described in known["properties"].items()}
 
 
 def schema_with_settings(written: str) -> str:
@@ -67,7 +81,7 @@ def schema_with_settings(written: str) -> str:
     document = json.loads(written)
     settings = setting_schemas()
     parts = document["properties"]
-    plain = {name: schema for name, schema in settings.items() if name not in SECRETS | OWN}
+    plain = {name: each for name, each in settings.items() if name not in SECRETS | OWN}
     parts["settings"] = {"type": "object", "additionalProperties": False, "properties": plain}
     secret = {name: settings[name] for name in sorted(SECRETS)}
     parts["secret"]["properties"]["values"] = {

@@ -73,7 +73,7 @@ chart: $(DEPLOYABLE)  ## Write what the chart says of values and settings anew, 
 	@$(BIN)/python -m tests.deploy.chart_documents
 
 .PHONY: deploy-check
-deploy-check: $(DEPLOYABLE)  ## Check chart, image and compose file; needs helm, grpc-health-probe, buildah, debootstrap
+deploy-check: $(DEPLOYABLE)  ## Check chart, image and compose file with the tools that .ci/run installs; as root
 	@$(BIN)/pytest -q -s tests/deploy
 
 .PHONY: bench

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
+from secrets import token_hex
 from typing import Any
 
 import yaml
@@ -17,12 +18,13 @@ RELEASE = "mastery"
 KUBERNETES = "1.34.0"
 """Stands in for the cluster that would otherwise tell helm its version."""
 
-SECRET = {"MASTERY_JWT_SECRET": "a secret of the tests that is long enough"}
+CERTIFICATE = "mastery-tls"
+SECRET = {"MASTERY_JWT_SECRET": token_hex(32)}
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "default": {"secret": {"values": SECRET}},
     "tls": {
         "secret": {"values": SECRET | {"MASTERY_KAFKA_PROPERTIES": {"security.protocol": "SASL_SSL"}}},
-        "tls": {"enabled": True, "secretName": "mastery-tls", "clientCertificates": True},
+        "tls": {"enabled": True, "secretName": CERTIFICATE, "clientCertificates": True},
     },
     "existing secret": {
         "secret": {"existing": "mastery-secret"},

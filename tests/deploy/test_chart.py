@@ -1,6 +1,7 @@
 """The chart renders what a cluster takes, refuses what was misspelt, and drops no value because it is zero."""
 
 import copy
+from secrets import token_hex
 from typing import Any
 
 import jsonschema
@@ -122,7 +123,7 @@ def test_new_settings_or_secrets_mean_new_pods() -> None:
         pod = render(minimal(**given)).pods["server"]
         return str(pod["metadata"]["annotations"]["checksum/settings"])
 
-    other_secret = {"values": {"MASTERY_JWT_SECRET": "another secret of the tests, also long enough"}}
+    other_secret = {"values": {"MASTERY_JWT_SECRET": token_hex(32)}}
     told = [checksum(), checksum(settings={"MASTERY_RATE_LIMIT_PEOPLE": 1}), checksum(secret=other_secret)]
     assert len(set(told)) == 3
     assert checksum(image={"tag": "2"}) == told[0]

@@ -29,6 +29,9 @@ MAX_DEAD_LETTER_BYTES = 4 * MAX_RECORD_BYTES
 """Dead letters are larger than what they were made from: by their headers, or because the producer's compression
 was better than ours. One that did not fit would come again for ever, and nothing behind it."""
 
+REPLICAS_TO_LOSE_ONE = 3
+"""With so many a broker may go while another holds all that was acknowledged, and writing goes on."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -115,6 +118,8 @@ def plan_topics(topics: Topics, terms: TopicTerms) -> tuple[TopicPlan, ...]:
             "retention.ms": str(kept // timedelta(milliseconds=1)),
             "max.message.bytes": str(max_bytes),
         }
+        if terms.replication_factor >= REPLICAS_TO_LOSE_ONE:
+            config["min.insync.replicas"] = str(REPLICAS_TO_LOSE_ONE - 1)
         return TopicPlan(name, partitions, terms.replication_factor, config)
 
     return (

@@ -154,7 +154,8 @@ def test_another_replication_factor_than_the_one_asked_for_is_told(operator: Ope
     operator.topics_command()
     code, told = operator.topics_command("--check", MASTERY_KAFKA_REPLICATION_FACTOR="3")
     assert code == 1
-    assert told == [f"{name}: replication factor is 1, not 3" for name in ("requests", "results", "dlq")]
+    drifts = "replication factor is 1, not 3; min.insync.replicas is 1, not 2"
+    assert told == [f"{name}: {drifts}" for name in ("requests", "results", "dlq")]
 
 
 def test_brokers_that_are_away_end_the_command_with_one_line() -> None:

@@ -141,6 +141,8 @@ topologySpreadConstraints:
   - topologyKey: {{ . }}
     maxSkew: 1
     whenUnsatisfiable: {{ $values.spread }}
+    # Those of the same generation: pods on their way out do not count.
+    matchLabelKeys: [pod-template-hash]
     labelSelector:
       matchLabels:
         {{- $selector | nindent 8 }}

@@ -70,6 +70,12 @@ def test_scanners_find_out_which_packages_it_is_made_of(image: Image) -> None:
     assert list((image.root / SITE_PACKAGES).glob("grpcio-*.dist-info"))
 
 
+def test_a_start_has_nothing_to_compile(image: Image) -> None:
+    for module in ("mastery_grpc/app", "mastery_grpc/rpc/server", "grpc/__init__", "redis/client"):
+        source = image.root / SITE_PACKAGES / f"{module}.py"
+        assert (source.parent / "__pycache__" / f"{source.stem}.cpython-313.pyc").is_file(), module
+
+
 def test_it_is_run_by_a_number_that_is_nobody(image: Image) -> None:
     assert image.config["User"] == "65532:65532"
     assert image.config["Entrypoint"] == ["/opt/mastery/bin/mastery-grpc"]

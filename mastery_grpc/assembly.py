@@ -42,7 +42,7 @@ from mastery_grpc.domain.forecasting.pooled import read_forecaster, shipped_fore
 from mastery_grpc.domain.forecasting.watched import WatchedForecaster
 from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
-from mastery_grpc.ingest.topics import KafkaAccess, Topics
+from mastery_grpc.ingest.topics import KafkaAccess, Topics, TopicTerms
 from mastery_grpc.rpc.access import AccessRule
 from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
@@ -106,6 +106,15 @@ def kafka_access(settings: Settings) -> KafkaAccess:
             dead_letters=settings.kafka_dlq_topic,
         ),
         properties=settings.kafka_properties,
+    )
+
+
+def topic_terms(settings: Settings) -> TopicTerms:
+    """Returns how the topics are to be laid out."""
+    return TopicTerms(
+        partitions=settings.kafka_partitions,
+        dead_letter_partitions=settings.kafka_dlq_partitions,
+        replication_factor=settings.kafka_replication_factor,
     )
 
 

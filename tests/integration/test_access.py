@@ -237,7 +237,7 @@ async def test_what_is_refused_has_no_effect(engine: Engine, redis_server: Redis
         assert await verdict(student, METHOD[method], request_of(method, "s1")) == "ROLE_NOT_ALLOWED"
         assert await verdict(confined, METHOD[method], request_of(method, "s1", "south")) == "OTHER_SCHOOL"
     with redis_server.client() as redis:
-        assert [key for key in redis.scan_iter() if not key.startswith(("audit:", "limit:"))] == []
+        assert [key for key in redis.scan_iter() if not key.startswith(("audit:", "limit:", "upkeep:"))] == []
 
 
 async def test_an_event_without_a_school_goes_to_the_callers_own(engine: Engine) -> None:

@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
+from mastery.v1 import (
+    analytics_service_pb2,
+    mastery_service_pb2,
+    prediction_service_pb2,
+    recommendation_service_pb2,
+)
 from mastery_grpc.application.accept_events import AcceptEvents
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.audit_log import AuditLog
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
+from mastery_grpc.application.cohort_members import CohortMembers
+from mastery_grpc.application.compare_cohorts import CompareCohorts
 from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
+from mastery_grpc.application.read_history import ReadHistory
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.recommend import Recommend
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
@@ -35,6 +44,7 @@ from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
 from mastery_grpc.rpc.access import AccessRule
+from mastery_grpc.rpc.analytics_servicer import AnalyticsServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
 from mastery_grpc.rpc.prediction_servicer import PredictionServicer
@@ -50,7 +60,9 @@ from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.memory_quotas import MemoryQuotas
 from mastery_grpc.storage.redis_advice import RedisAdviceStore
 from mastery_grpc.storage.redis_audit_log import RedisAuditStore
+from mastery_grpc.storage.redis_cohorts import RedisCohortStore
 from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
+from mastery_grpc.storage.redis_figures import RedisFigures
 from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
@@ -70,6 +82,7 @@ COUNTING_INTERVAL = 5.0
 COURSE_PULSE_LIFETIME = 60.0
 COURSE_PULSE_CAPACITY = 1000
 TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
+ANALYTICS_SERVICE = analytics_service_pb2.DESCRIPTOR.services_by_name["AnalyticsService"]
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
@@ -124,6 +137,8 @@ class Storage:
     outlooks: RedisOutlookStore
     advice: RedisAdviceStore
     issued: RedisIssuedForecasts
+    cohorts: RedisCohortStore
+    figures: RedisFigures
     audit: RedisAuditStore
     quotas: RedisQuotas
 
@@ -167,6 +182,8 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         feed = RedisMasteryFeed(client, cache=reader)
         outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
         issued = RedisIssuedForecasts(client, retention=retention, breaker=breaker)
+        cohorts = RedisCohortStore(client, retention=retention, replicas=replicas, breaker=breaker)
+        figures = RedisFigures(client, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
@@ -180,6 +197,8 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             outlooks,
             advice,
             issued,
+            cohorts,
+            figures,
             audit,
             quotas,
         )
@@ -234,10 +253,16 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         on_issued=verify.on_issued,
     )
     recommend = Recommend(storage.advice, config=settings.advice_config(), clock=utc_now, forecasts=predict)
+    members = CohortMembers(storage.repository)
     servicers: dict[ServiceDescriptor, object] = {
         MASTERY_SERVICE: servicer,
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
+        ANALYTICS_SERVICE: AnalyticsServicer(
+            history=ReadHistory(storage.repository, clock=utc_now),
+            cohorts=ManageCohorts(storage.cohorts, members, clock=utc_now),
+            compare=CompareCohorts(storage.cohorts, members, storage.figures),
+        ),
     }
     return Services(servicers, forecaster, verify, audit_log_of(settings, storage.audit))
 

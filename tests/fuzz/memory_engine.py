@@ -25,7 +25,9 @@ from mastery_grpc.settings import Settings
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
 from mastery_grpc.storage.memory_advice import MemoryAdviceStore
 from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory_cohorts import MemoryCohortStore
 from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
+from mastery_grpc.storage.memory_figures import MemoryFigures
 from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
 from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
 from mastery_grpc.storage.memory_repository import MemoryStudentRepository
@@ -194,6 +196,8 @@ def _services(settings: Settings) -> Services:
         "outlooks": MemoryOutlookStore(repository),
         "advice": advice,
         "issued": MemoryIssuedForecasts(),
+        "cohorts": MemoryCohortStore(),
+        "figures": MemoryFigures(repository),
         "audit": MemoryAuditStore(),
     }
     # What no servicer needs is left out.

@@ -104,7 +104,7 @@ def _cautions(score: Comparison, common_count: int) -> Iterator[str]:
         yield f"The samples are small, {sizes[0]} and {sizes[1]} scores: {meaning}."
     if common_count:
         who = "1 student is" if common_count == 1 else f"{common_count} students are"
-        # The means then vary together, and less far apart than the tests take them to: they miss more, and claim less.
+        # The means then vary together, and less apart than the tests take them to: these miss more, never less.
         yield f"{who} in both groups, which makes a difference harder to show."
     yield "Why groups differ, a comparison does not tell."
 

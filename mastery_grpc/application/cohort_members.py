@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from mastery_grpc.domain.cohorts import MOST_MEMBERS
 from mastery_grpc.domain.errors import CohortTooLarge
-from mastery_grpc.domain.events import StudentKey
 
 if TYPE_CHECKING:
+    from collections.abc import Set
+
     from mastery_grpc.application.ports import StudentRepository
     from mastery_grpc.domain.cohorts import Cohort
 
@@ -19,26 +20,25 @@ class CohortMembers:
     def __init__(self, repository: StudentRepository) -> None:
         self._repository = repository
 
-    async def of(self, cohort: Cohort) -> list[StudentKey]:
-        """Returns the members, each once. Raises CohortTooLarge for a school of more than 10,000."""
-        school_id = cohort.profile.school_id
+    async def of(self, cohort: Cohort) -> Set[str]:
+        """Returns the ids of the members. Raises CohortTooLarge for a school of more than 10,000."""
         if not cohort.profile.whole_school:
-            return [StudentKey(student_id, school_id) for student_id in cohort.members]
-        students = await self._some_of(school_id)
+            return cohort.members
+        students = await self._some_of(cohort.profile.school_id)
         if len(students) > MOST_MEMBERS:
             raise CohortTooLarge(cohort.profile.cohort_id, size=len(students), limit=MOST_MEMBERS)
-        return list(students)
+        return students
 
     async def count_school(self, school_id: str) -> int:
         """Returns how many students a school has, counted no further than 10,001."""
         return len(await self._some_of(school_id))
 
-    async def _some_of(self, school_id: str) -> dict[StudentKey, None]:
+    async def _some_of(self, school_id: str) -> set[str]:
         """Returns the students of a school, or 10,001 of them: what is done for a cohort is bounded."""
-        found: dict[StudentKey, None] = {}
+        found: set[str] = set()
         async for portion in self._repository.walk(school_id):
             for student in portion:
-                found[student] = None
+                found.add(student.student_id)
                 if len(found) > MOST_MEMBERS:
                     return found
         return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mastery_grpc.domain.analytics.comparison import LEAST_SIZE, Comparison, compare
-from mastery_grpc.domain.analytics.samples import SampleStatistics, columns_of, describe
+from mastery_grpc.domain.analytics.samples import SampleStatistics, Values, describe
 from mastery_grpc.domain.analytics.standing import Standing, standings
 from mastery_grpc.domain.analytics.verdict import GroupNames, verdict
 from mastery_grpc.domain.errors import CohortNotFound, CohortTooSmall, StudentNotFound
@@ -15,18 +15,25 @@ from mastery_grpc.domain.errors import CohortNotFound, CohortTooSmall, StudentNo
 if TYPE_CHECKING:
     from mastery_grpc.application.cohort_members import CohortMembers
     from mastery_grpc.application.cohort_store import CohortStore
-    from mastery_grpc.domain.analytics.samples import Figures
     from mastery_grpc.domain.cohorts import Cohort, CohortKey
     from mastery_grpc.domain.events import StudentKey
 
 CONFIDENCE_LEVEL = 0.95
 
 
+class GroupFigures(NamedTuple):
+    """The figures of those of some students who have a score."""
+
+    student_ids: Sequence[str]
+    columns: Values
+    """One row for each of `MEASURES`, one column for each of these students: no object for each, of thousands."""
+
+
 class FigureReader(Protocol):
     """The figures that students have now, many at a time."""
 
-    async def read_figures(self, students: Sequence[StudentKey]) -> list[Figures | None]:
-        """Returns each student's figures, None for one without a score. Raises StorageUnavailable."""
+    async def read_figures(self, school_id: str, student_ids: Collection[str]) -> GroupFigures:
+        """Returns the figures of students of a school. Raises StorageUnavailable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +96,12 @@ class CompareCohorts:
         Raises StudentNotFound, CohortNotFound, CohortTooSmall if no member has a score, CohortTooLarge.
         """
         cohort = await self._load(key)
-        [own] = await self._figures.read_figures([student])
-        if own is None:
+        own = await self._figures.read_figures(student.school_id, [student.student_id])
+        if not own.student_ids:
             raise StudentNotFound(student.student_id)
-        columns = columns_of((await self._figures_of(cohort, 1)).values())
-        score, *components = standings(own, columns)
-        return ComparedStudent(score=score, components=components, cohort=describe(columns[0]))
+        group = await self._figures_of(cohort, 1)
+        score, *components = standings(own.columns[:, 0], group.columns)
+        return ComparedStudent(score=score, components=components, cohort=describe(group.columns[0]))
 
     async def _load(self, key: CohortKey) -> Cohort:
         cohort = (await self._store.load(key)).cohort
@@ -102,15 +109,12 @@ class CompareCohorts:
             raise CohortNotFound(key.cohort_id)
         return cohort
 
-    async def _figures_of(self, cohort: Cohort, least: int) -> dict[StudentKey, Figures]:
+    async def _figures_of(self, cohort: Cohort, least: int) -> GroupFigures:
         members = await self._members.of(cohort)
-        found = {
-            student: figures
-            for student, figures in zip(members, await self._figures.read_figures(members), strict=True)
-            if figures is not None
-        }
-        if len(found) < least:
-            raise CohortTooSmall(cohort.profile.cohort_id, size=len(found), required_size=least)
+        found = await self._figures.read_figures(cohort.profile.school_id, members)
+        size = len(found.student_ids)
+        if size < least:
+            raise CohortTooSmall(cohort.profile.cohort_id, size=size, required_size=least)
         return found
 
 

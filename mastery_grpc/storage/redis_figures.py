@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import msgspec
 from redis.asyncio import RedisCluster
 
-from mastery_grpc.domain.analytics.samples import Figures
+from mastery_grpc.application.compare_cohorts import GroupFigures
+from mastery_grpc.domain.analytics.samples import columns_in
+from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import run_guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
-    from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.storage.connection import RedisClient
 
 PORTION = 500
@@ -50,22 +51,22 @@ class RedisFigures:
         guard = nullcontext if breaker is None else breaker.guard
         self._run = partial(run_guarded, client, guard)
 
-    async def read_figures(self, students: Sequence[StudentKey]) -> list[Figures | None]:
-        found: list[Figures | None] = []
-        for start in range(0, len(students), PORTION):
-            values = await self._values(students[start : start + PORTION])
-            found += [None if value is None else _figures(value) for value in values]
-        return found
+    async def read_figures(self, school_id: str, student_ids: Collection[str]) -> GroupFigures:
+        wanted, found = list(student_ids), []
+        flat: list[float] = []
+        for start in range(0, len(wanted), PORTION):
+            portion = wanted[start : start + PORTION]
+            for student_id, value in zip(portion, await self._values(school_id, portion), strict=True):
+                if value is not None:
+                    figures = _decode(value)
+                    parts = figures.components
+                    found.append(student_id)
+                    flat += figures.mastery_score, parts.completion, parts.quiz, parts.quality, parts.consistency
+        return GroupFigures(found, columns_in(flat))
 
-    async def _values(self, students: Sequence[StudentKey]) -> list[bytes | None]:
-        wanted = [keys.current_mastery(student) for student in students]
+    async def _values(self, school_id: str, student_ids: Sequence[str]) -> list[bytes | None]:
+        wanted = [keys.current_mastery(StudentKey(student_id, school_id)) for student_id in student_ids]
         if self._in_cluster:  # where one command cannot ask for keys of several slots
             return await self._run([("GET", key) for key in wanted])
         [values] = await self._run([("MGET", *wanted)])
         return values  # type: ignore[no-any-return]
-
-
-def _figures(value: bytes) -> Figures:
-    figures = _decode(value)
-    parts = figures.components
-    return Figures(figures.mastery_score, parts.completion, parts.quiz, parts.quality, parts.consistency)

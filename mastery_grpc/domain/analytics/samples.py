@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from mastery_grpc.domain.scoring import SCORE_DIGITS, Component
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from mastery_grpc.domain.student import Mastery
 
@@ -37,12 +38,17 @@ class Figures(NamedTuple):
 
 
 def columns_of(figures: Iterable[Figures]) -> Values:
-    """Returns one row for each of `MEASURES`, with one column for each student or day.
+    """Returns one row for each of `MEASURES`, with one column for each student or day."""
+    return columns_in(list(chain.from_iterable(figures)))
+
+
+def columns_in(flat: Sequence[float]) -> Values:
+    """Returns the same for figures that stand one after the other.
 
     Rounded as scores are: values that differ by the last binary digit only are equal, or ties would be none and
     what never changed would vary.
     """
-    rows = np.array(list(figures), dtype=float).reshape(-1, len(MEASURES))
+    rows = np.array(flat, dtype=float).reshape(-1, len(MEASURES))
     return np.ascontiguousarray(np.round(rows, SCORE_DIGITS).T)
 
 

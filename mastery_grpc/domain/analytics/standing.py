@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mastery_grpc.domain.analytics.samples import MEASURES, columns_of, deviation
+from mastery_grpc.domain.analytics.samples import MEASURES, deviation
 from mastery_grpc.domain.scoring import Component
 
 if TYPE_CHECKING:
-    from mastery_grpc.domain.analytics.samples import Figures, Values
+    from mastery_grpc.domain.analytics.samples import Values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,10 @@ class Standing:
     """The distance from the mean in standard deviations; None if the group does not vary."""
 
 
-def standings(student: Figures, group: Values) -> list[Standing]:
+def standings(student: Values, group: Values) -> list[Standing]:
     """Returns the standing by each of `MEASURES` in a group of at least one, given as `columns_of` returns it.
 
-    If the student is of the group himself, he is one of those level with him.
+    `student`: his own column. If the student is of the group himself, he is one of those level with him.
     """
     own = columns_of([student])[:, 0].tolist()
     return [

@@ -222,7 +222,7 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
     forecaster = WatchedForecaster(
         forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
     )
-    accept = AcceptEvents(storage.apply, request_log)
+    accept = AcceptEvents(storage.apply, request_log, clock=utc_now)
     servicer = MasteryServicer(
         read=ReadMastery(storage.reader, storage.repository),
         calculate=CalculateMastery(

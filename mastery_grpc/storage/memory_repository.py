@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import date, datetime
 
+    from mastery_grpc.application.erasure_mark import ErasureMark
     from mastery_grpc.application.ports import ProcessingRecord, StudentRewrite
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.student import Mastery
@@ -38,6 +39,8 @@ class MemoryStudentRepository:
         self._logs: defaultdict[StudentKey, list[LoggedEvent]] = defaultdict(list)
         self._snapshots: dict[tuple[StudentKey, date], Mastery] = {}
         self._written = 0
+        self.marks: dict[StudentKey, ErasureMark] = {}
+        """Of the students who were erased."""
 
     async def load(self, wanted: Mapping[StudentKey, Sequence[str]]) -> list[LoadedStudent]:
         return [self._loaded(student, event_ids) for student, event_ids in wanted.items()]
@@ -57,6 +60,12 @@ class MemoryStudentRepository:
 
     async def read_snapshot(self, student: StudentKey, day: date) -> Mastery | None:
         return self._snapshots.get((student, day))
+
+    async def read_snapshots(
+        self, student: StudentKey, first: date | None = None, last: date | None = None
+    ) -> dict[date, Mastery]:
+        days = sorted(day for owner, day in self._snapshots if owner == student)
+        return {day: self._snapshots[student, day] for day in days if (first or day) <= day <= (last or day)}
 
     async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
         return [self._history(student) for student in students]
@@ -82,20 +91,27 @@ class MemoryStudentRepository:
         if found := [student for student in self._changes if school_id in (None, student.school_id)]:
             yield found
 
+    async def strike_off(self, students: Sequence[StudentKey]) -> None:
+        return None
+
     async def ping(self) -> None:
         return None
 
     def _loaded(self, student: StudentKey, event_ids: Sequence[str]) -> LoadedStudent:
         known = self._processed[student]
         processed = {event_id: known[event_id] for event_id in event_ids if event_id in known}
+        mark = self.marks.get(student)
+        erase_time = None if mark is None else mark.erase_time
         if (change := self._changes.get(student)) is None:
-            return LoadedStudent(student=student, processed=processed)
+            rebuilds = self._revision(student).rebuilds
+            return LoadedStudent(student=student, rebuilds=rebuilds, erase_time=erase_time, processed=processed)
         return LoadedStudent(
             student=student,
             state=change.state,
             base=change.base,
             log_start_time=change.log_start_time,
             rebuilds=change.expected_rebuilds,
+            erase_time=erase_time,
             processed=processed,
         )
 
@@ -111,8 +127,10 @@ class MemoryStudentRepository:
         )
 
     def _revision(self, student: StudentKey) -> Revision:
-        change = self._changes.get(student)
-        return Revision(change.mastery.version, change.expected_rebuilds) if change else Revision()
+        if (change := self._changes.get(student)) is not None:
+            return Revision(change.mastery.version, change.expected_rebuilds)
+        mark = self.marks.get(student)
+        return Revision() if mark is None else Revision(0, mark.rebuilds)
 
     def _commit(self, change: StudentChange) -> bool:
         student = change.student

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mastery_grpc.application.erasure_mark import ErasureMark
 from mastery_grpc.application.ports import (
     LoadedStudent,
     LoggedEvent,
@@ -76,6 +77,7 @@ _encode = msgspec.json.Encoder().encode
 _mastery_decoder = msgspec.json.Decoder(Mastery)
 _fold_decoder = msgspec.json.Decoder(_StoredFold)
 _record_decoder = msgspec.json.Decoder(_Record)
+_mark_decoder = msgspec.json.Decoder(ErasureMark)
 _result_kind_decoder = msgspec.json.Decoder(_ResultKind)
 _result_decoders: dict[ResultType, msgspec.json.Decoder[Result]] = {
     ResultType.MASTERY_UPDATED: msgspec.json.Decoder(MasteryUpdated),
@@ -109,11 +111,21 @@ def encode_current(change: StudentChange | StudentRewrite, mastery_json: bytes, 
 
 
 def decode_current(
-    student: StudentKey, value: bytes | None, processed: dict[str, ProcessingRecord]
+    student: StudentKey,
+    value: bytes | None,
+    processed: dict[str, ProcessingRecord],
+    mark: bytes | None = None,
 ) -> LoadedStudent:
-    """Returns what a current mastery says to a writer; None is a student not seen before."""
+    """Returns what a current mastery says to a writer; None is a student not seen before, or erased."""
+    erasure = None if mark is None else decode_mark(mark)
+    erase_time = None if erasure is None else erasure.erase_time
     if value is None:
-        return LoadedStudent(student=student, processed=processed)
+        return LoadedStudent(
+            student=student,
+            processed=processed,
+            rebuilds=erasure.rebuilds if erasure else 0,
+            erase_time=erase_time,
+        )
     stored = _fold_decoder.decode(value)
     fold = stored.fold
     return LoadedStudent(
@@ -122,18 +134,26 @@ def decode_current(
         base=fold.base or EMPTY_STATE,
         log_start_time=fold.log_start_time,
         rebuilds=stored.rebuilds,
+        erase_time=erase_time,
         processed=processed,
     )
 
 
-def revision_of(value: bytes | None) -> Revision:
-    """Returns the revision of a current mastery, whatever else can be read of it."""
+def revision_of(value: bytes | None, mark: bytes | None = None) -> Revision:
+    """Returns the revision of a current mastery, whatever else can be read of it.
+
+    `mark`: of an erasure, which tells what a student who is not there begins with.
+    """
+    if value is None and mark is not None:
+        return Revision(0, decode_mark(mark).rebuilds)
     if value is None or (found := _revision_of(value)) is None:
         return Revision()
     return Revision(int(found[1]), int(found[2] or 0))
 
 
-def decode_history(student: StudentKey, value: bytes | None, log: Sequence[LoggedEvent]) -> StudentHistory:
+def decode_history(
+    student: StudentKey, value: bytes | None, mark: bytes | None, log: Sequence[LoggedEvent]
+) -> StudentHistory:
     """Returns what a current mastery and the log say to a rebuild; the first may be anything."""
     try:
         fold = None if value is None else _fold_decoder.decode(value).fold
@@ -141,12 +161,22 @@ def decode_history(student: StudentKey, value: bytes | None, log: Sequence[Logge
         fold = None
     return StudentHistory(
         student=student,
-        revision=revision_of(value),
+        revision=revision_of(value, mark),
         state=fold.state if fold else None,
         base=(fold.base if fold else None) or EMPTY_STATE,
         log_start_time=fold.log_start_time if fold else None,
         log=log,
     )
+
+
+def encode_mark(mark: ErasureMark) -> bytes:
+    """Returns the mark of an erasure as JSON, `rebuilds` first."""
+    return _encode(mark)
+
+
+def decode_mark(value: bytes) -> ErasureMark:
+    """Returns the mark in a JSON text."""
+    return _mark_decoder.decode(value)
 
 
 def mastery_if_readable(value: bytes | None) -> Mastery | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import nullcontext, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from mastery_grpc.application.ports import (
     StudentHistory,
 )
 from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
+from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import (
     Replicas,
@@ -32,11 +33,10 @@ from mastery_grpc.storage.connection import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from datetime import date, timedelta
+    from datetime import timedelta
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.application.ports import StudentChange, StudentRewrite
-    from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.student import Mastery
     from mastery_grpc.storage.connection import Command, RedisClient
 
@@ -85,18 +85,23 @@ class RedisStudentRepository:
         # One MGET per student: his state and the records are of one moment.
         replies = await self._run(
             [
-                ("MGET", keys.current_mastery(student), *(keys.processed(student, id_) for id_ in event_ids))
+                (
+                    "MGET",
+                    keys.current_mastery(student),
+                    keys.erased(student),
+                    *(keys.processed(student, id_) for id_ in event_ids),
+                )
                 for student, event_ids in wanted.items()
             ]
         )
         loaded = []
-        for (student, event_ids), (current, *found) in zip(wanted.items(), replies, strict=True):
+        for (student, event_ids), (current, mark, *found) in zip(wanted.items(), replies, strict=True):
             processed = {
                 event_id: records.decode_record(record)
                 for event_id, record in zip(event_ids, found, strict=True)
                 if record is not None
             }
-            loaded.append(records.decode_current(student, current, processed))
+            loaded.append(records.decode_current(student, current, processed, mark))
         return loaded
 
     async def load_logs(self, students: Sequence[StudentKey]) -> list[list[LoggedEvent]]:
@@ -104,7 +109,13 @@ class RedisStudentRepository:
         return [[_logged_event(entry_id, fields) for entry_id, fields in reply] for reply in replies]
 
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
-        return await self._run_script(_COMMIT, [self._commit_arguments(change) for change in changes])
+        newcomers = [change.student for change in changes if change.expected_version == 0]
+        # Before, because after a crash nobody would; after, because whoever strikes off an erased student looks
+        # whether he is back.
+        await self._list(newcomers)
+        written = await self._run_script(_COMMIT, [self._commit_arguments(change) for change in changes])
+        await self._list(newcomers)
+        return written
 
     async def confirm(self, known: Mapping[StudentKey, Sequence[str]]) -> list[bool]:
         if not self._replicas.required:
@@ -122,27 +133,33 @@ class RedisStudentRepository:
     async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
         commands: list[Command] = []
         for student in students:
-            commands += ("GET", keys.current_mastery(student)), ("XRANGE", keys.event_log(student), "-", "+")
+            commands.append(("MGET", keys.current_mastery(student), keys.erased(student)))
+            commands.append(("XRANGE", keys.event_log(student), "-", "+"))
         replies = iter(await self._run(commands))
         return [
-            records.decode_history(student, current, list(_readable(entries)))
-            for student, current, entries in zip(students, replies, replies, strict=True)
+            records.decode_history(student, current, mark, list(_readable(entries)))
+            for student, (current, mark), entries in zip(students, replies, replies, strict=True)
         ]
 
     async def load_masteries(self, wanted: Mapping[StudentKey, Sequence[date]]) -> list[StoredMasteries]:
         # One MGET per student: all of one moment.
         replies = await self._run(
             [
-                ("MGET", keys.current_mastery(student), *(key for day in days for key in _day_keys(student, day)))
+                (
+                    "MGET",
+                    keys.current_mastery(student),
+                    keys.erased(student),
+                    *(key for day in days for key in _day_keys(student, day)),
+                )
                 for student, days in wanted.items()
             ]
         )
         stored = []
-        for days, (current, *found) in zip(wanted.values(), replies, strict=True):
+        for days, (current, mark, *found) in zip(wanted.values(), replies, strict=True):
             by_day = {day: found[5 * index : 5 * index + 5] for index, day in enumerate(days)}
             stored.append(
                 StoredMasteries(
-                    records.revision_of(current),
+                    records.revision_of(current, mark),
                     records.mastery_if_readable(current),
                     {
                         day: records.decode_day(*values)
@@ -157,17 +174,36 @@ class RedisStudentRepository:
         return await self._run_script(_REWRITE, [self._rewrite_arguments(rewrite) for rewrite in rewrites])
 
     async def walk(self, school_id: str | None = None) -> AsyncIterator[list[StudentKey]]:
+        found = self._all_students() if school_id is None else self._students_of(school_id)
         portion: list[StudentKey] = []
         with storage_errors():
-            # In a cluster this visits every master.
-            async for key in self._client.scan_iter(keys.current_masteries(school_id), count=WALK_PORTION):
-                if (student := keys.student_of(key)) is not None:
-                    portion.append(student)
+            async for student in found:
+                portion.append(student)
                 if len(portion) == WALK_PORTION:
                     yield portion
                     portion = []
         if portion:
             yield portion
+
+    async def strike_off(self, students: Sequence[StudentKey]) -> None:
+        await self._run([("SREM", keys.school_students(each.school_id), each.student_id) for each in students])
+        # He may have come back in between; whoever brings him lists him again after this at the latest.
+        replies = await self._run([("EXISTS", keys.current_mastery(student)) for student in students])
+        await self._list([student for student, reply in zip(students, replies, strict=True) if reply])
+
+    async def _list(self, students: Sequence[StudentKey]) -> None:
+        if students:
+            await self._run([("SADD", keys.school_students(each.school_id), each.student_id) for each in students])
+
+    async def _all_students(self) -> AsyncIterator[StudentKey]:
+        # In a cluster this visits every master.
+        async for key in self._client.scan_iter(keys.CURRENT_MASTERIES, count=WALK_PORTION):
+            if (student := keys.student_of(key)) is not None:
+                yield student
+
+    async def _students_of(self, school_id: str) -> AsyncIterator[StudentKey]:
+        async for member in self._client.sscan_iter(keys.school_students(school_id), count=WALK_PORTION):
+            yield StudentKey(member.decode(), school_id)
 
     async def _run_script(self, script: _Script, arguments: Sequence[list[Any]]) -> list[bool]:
         async with self._guard():
@@ -196,6 +232,24 @@ class RedisStudentRepository:
         [reply] = await self._run([("GET", keys.snapshot(student, day))])
         return None if reply is None else records.decode_mastery(reply)
 
+    async def read_snapshots(
+        self, student: StudentKey, first: date | None = None, last: date | None = None
+    ) -> dict[date, Mastery]:
+        [listed] = await self._run([("ZRANGE", keys.snapshot_days(student), 0, -1)])
+        days = sorted(
+            day
+            for day in (date.fromisoformat(value.decode()) for value in listed)
+            if (first or date.min) <= day <= (last or date.max)
+        )
+        if not days:
+            return {}
+        [found] = await self._run([("MGET", *(keys.snapshot(student, day) for day in days))])
+        return {
+            day: records.decode_mastery(value)
+            for day, value in zip(days, found, strict=True)
+            if value is not None  # else its time has come; the list is shortened by the next write
+        }
+
     async def ping(self) -> None:
         async with self._guard():
             with storage_errors():
@@ -211,6 +265,8 @@ class RedisStudentRepository:
             keys.activity(student),
             keys.prediction(student),
             keys.path(student),
+            keys.erased(student),
+            keys.snapshot_days(student),
         ]
         arguments: list[Any] = [
             _revision(Revision(change.expected_version, change.expected_rebuilds)),
@@ -228,7 +284,7 @@ class RedisStudentRepository:
         for day, mastery in change.snapshots.items():
             script_keys += _day_keys(student, day)
             arguments += _day_values(
-                mastery, mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
+                day, mastery, mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
             )
         return [len(script_keys), *script_keys, *arguments, *change.forgotten]
 
@@ -241,6 +297,8 @@ class RedisStudentRepository:
             keys.activity(student),
             keys.prediction(student),
             keys.path(student),
+            keys.erased(student),
+            keys.snapshot_days(student),
         ]
         arguments: list[Any] = [
             _revision(rewrite.expected),
@@ -252,7 +310,7 @@ class RedisStudentRepository:
         ]
         for day, mastery in rewrite.snapshots.items():
             script_keys += _day_keys(student, day)
-            arguments += _day_values(mastery, records.encode_mastery(mastery))
+            arguments += _day_values(day, mastery, records.encode_mastery(mastery))
         return [len(script_keys), *script_keys, *arguments]
 
 
@@ -272,9 +330,9 @@ def _day_keys(student: StudentKey, day: date) -> tuple[str, ...]:
     return key, f"{key}:completion", f"{key}:quiz", f"{key}:quality", f"{key}:consistency"
 
 
-def _day_values(mastery: Mastery, mastery_json: bytes) -> tuple[Any, ...]:
+def _day_values(day: date, mastery: Mastery, mastery_json: bytes) -> tuple[Any, ...]:
     scores = mastery.components
-    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency
+    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency, day.isoformat()
 
 
 def _readable(entries: Any) -> Iterator[LoggedEvent]:

@@ -77,10 +77,8 @@ class CompareCohorts:
         """
         cohorts = [await self._load(key) for key in (first, second)]
         ours, theirs = [await self._figures_of(cohort, LEAST_SIZE) for cohort in cohorts]
-        score, *components = compared = compare(
-            columns_of(ours.values()), columns_of(theirs.values()), level=level
-        )
-        common_count = len(ours.keys() & theirs.keys())
+        score, *components = compared = compare(ours.columns, theirs.columns, level=level)
+        common_count = len(set(ours.student_ids).intersection(theirs.student_ids))
         names = _names(*cohorts)
         return ComparedCohorts(
             score=score,

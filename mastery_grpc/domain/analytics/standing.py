@@ -32,9 +32,9 @@ def standings(student: Values, group: Values) -> list[Standing]:
 
     `student`: his own column. If the student is of the group himself, he is one of those level with him.
     """
-    own = columns_of([student])[:, 0].tolist()
     return [
-        _standing(component, value, values) for component, value, values in zip(MEASURES, own, group, strict=True)
+        _standing(component, value, values)
+        for component, value, values in zip(MEASURES, student.tolist(), group, strict=True)
     ]
 
 

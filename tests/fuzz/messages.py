@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 STUDENTS = ("s1", "s2", "s3")
 SCHOOLS = ("", "", "", "north")
 COHORTS = tuple(f"c{number}" for number in range(24))
-"""Half of them are there from the start."""
+"""Every other one is there from the start."""
 MOST_SHOWN = 2000
 """Characters of a message that a fault shows."""
 KIBIBYTE = 1024
@@ -113,7 +113,7 @@ def _valid(rng: random.Random, field: Any) -> Any:
                 return rng.choice(COHORTS)
             return rng.choice(STUDENTS) if field.name.endswith(ONE) else rng.choice(("a1", "practice-completion"))
         case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
-            return rng.randint(0, 8) / 8
+            return 0.9 if field.name == "confidence_level" else rng.randint(0, 8) / 8
         case FieldDescriptor.CPPTYPE_ENUM:
             return rng.choice([value.number for value in field.enum_type.values][1:])
         case FieldDescriptor.CPPTYPE_BOOL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -76,7 +77,8 @@ class CompareCohorts:
         Raises CohortNotFound, CohortTooSmall for fewer than 2 members with a score, CohortTooLarge.
         """
         cohorts = [await self._load(key) for key in (first, second)]
-        ours, theirs = [await self._figures_of(cohort, LEAST_SIZE) for cohort in cohorts]
+        # Side by side: while one waits for the storage, the other is decoded.
+        ours, theirs = await asyncio.gather(*(self._figures_of(cohort, LEAST_SIZE) for cohort in cohorts))
         score, *components = compared = compare(ours.columns, theirs.columns, level=level)
         common_count = len(set(ours.student_ids).intersection(theirs.student_ids))
         names = _names(*cohorts)

@@ -79,7 +79,8 @@ class CompareCohorts:
         cohorts = [await self._load(key) for key in (first, second)]
         # Side by side: while one waits for the storage, the other is decoded.
         ours, theirs = await asyncio.gather(*(self._figures_of(cohort, LEAST_SIZE) for cohort in cohorts))
-        score, *components = compared = compare(ours.columns, theirs.columns, level=level)
+        compared = await asyncio.to_thread(compare, ours.columns, theirs.columns, level=level)
+        score, *components = compared
         common_count = len(set(ours.student_ids).intersection(theirs.student_ids))
         names = _names(*cohorts)
         return ComparedCohorts(

@@ -67,6 +67,7 @@ from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
+from mastery_grpc.storage.redis_student_records import RedisStudentRecords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -139,6 +140,7 @@ class Storage:
     issued: RedisIssuedForecasts
     cohorts: RedisCohortStore
     figures: RedisFigures
+    student_records: RedisStudentRecords
     audit: RedisAuditStore
     quotas: RedisQuotas
 
@@ -181,9 +183,10 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         )
         feed = RedisMasteryFeed(client, cache=reader)
         outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
-        issued = RedisIssuedForecasts(client, retention=retention, breaker=breaker)
+        issued = RedisIssuedForecasts(client, retention=retention, clock=utc_now, breaker=breaker)
         cohorts = RedisCohortStore(client, retention=retention, replicas=replicas, breaker=breaker)
         figures = RedisFigures(client, breaker=breaker)
+        student_records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
@@ -199,6 +202,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             issued,
             cohorts,
             figures,
+            student_records,
             audit,
             quotas,
         )
@@ -260,7 +264,7 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
         ANALYTICS_SERVICE: AnalyticsServicer(
             history=ReadHistory(storage.repository, clock=utc_now),
-            cohorts=ManageCohorts(storage.cohorts, members, clock=utc_now),
+            cohorts=ManageCohorts(storage.cohorts, members, storage.student_records, clock=utc_now),
             compare=CompareCohorts(storage.cohorts, members, storage.figures),
         ),
     }

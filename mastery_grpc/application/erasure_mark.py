@@ -6,9 +6,31 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.domain.events import StudentKey
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasureAnnouncement:
+    """What servers tell each other about an erasure. No mastery has its version."""
+
+    version: int = 0
+    student_id: str
+    school_id: str
+    receipt_id: str
+    erase_millis: int
+
+    @property
+    def student(self) -> StudentKey:
+        """Who was erased."""
+        return StudentKey(self.student_id, self.school_id)
+
+    @property
+    def erase_time(self) -> datetime:
+        """When it took effect."""
+        return _EPOCH + self.erase_millis * _MILLISECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +57,16 @@ class ErasureMark:
     def erase_time(self) -> datetime:
         """When it took effect; until then events are dropped, inclusive."""
         return _EPOCH + self.erase_millis * _MILLISECOND
+
+
+def announcement_of(student: StudentKey, mark: ErasureMark) -> ErasureAnnouncement:
+    """Returns the announcement of an erasure."""
+    return ErasureAnnouncement(
+        student_id=student.student_id,
+        school_id=student.school_id,
+        receipt_id=mark.receipt_id,
+        erase_millis=mark.erase_millis,
+    )
 
 
 def erase_millis(now: datetime) -> int:

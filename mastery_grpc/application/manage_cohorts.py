@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mastery_grpc.application.cohort_store import CohortWrite, Request
 from mastery_grpc.application.page_tokens import PageTokens, page_size_of
-from mastery_grpc.domain.cohorts import Cohort, CohortProfile, WholeSchool, changed, created
+from mastery_grpc.domain.cohorts import Cohort, CohortChange, CohortProfile, WholeSchool, changed, created
 from mastery_grpc.domain.errors import (
     CohortExists,
     CohortNotFound,
@@ -16,17 +16,21 @@ from mastery_grpc.domain.errors import (
     EtagMismatch,
     RequestIdReused,
 )
+from mastery_grpc.domain.events import StudentKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import datetime
 
     from mastery_grpc.application.cohort_members import CohortMembers
     from mastery_grpc.application.cohort_store import CohortStore, StoredCohort
-    from mastery_grpc.domain.cohorts import CohortChange, CohortKey, Membership
+    from mastery_grpc.application.student_records import SuppressionReader
+    from mastery_grpc.domain.cohorts import CohortKey, Membership
 
 ATTEMPTS = 20
 """How often a change is computed anew when others change the cohort meanwhile."""
+PORTION = 500
+"""Students asked about at a time."""
 
 
 class CountedProfile(NamedTuple):
@@ -54,15 +58,24 @@ class CohortPage(NamedTuple):
 class ManageCohorts:
     """Manages the cohorts of all schools. A repeated request has no effect and returns the cohort as it is now."""
 
-    def __init__(self, store: CohortStore, members: CohortMembers, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: CohortStore,
+        members: CohortMembers,
+        erasures: SuppressionReader,
+        *,
+        clock: Callable[[], datetime],
+    ) -> None:
         self._store = store
         self._members = members
+        self._erasures = erasures
         self._clock = clock
 
     async def create(
         self, key: CohortKey, display_name: str, membership: Membership, *, request_id: str = ""
     ) -> CountedCohort:
         """Creates a cohort. Raises CohortExists, CohortTooLarge, RequestIdReused, Contention."""
+        began = self._clock()
         request = _request(request_id, "create", display_name, *_terms(membership))
         for _ in range(ATTEMPTS):
             stored = await self._store.load(key, request_id)
@@ -72,7 +85,7 @@ class ManageCohorts:
                 raise CohortExists(key.cohort_id)
             cohort = created(key, display_name, membership, etag=_new_etag(), now=self._clock())
             if await self._write(key, None, cohort, request):
-                return await self._counted(cohort)
+                return await self._counted(await self._without_erased(cohort, cohort.members, began))
         raise _contention(key)
 
     async def get(self, key: CohortKey) -> CountedCohort:
@@ -102,6 +115,7 @@ class ManageCohorts:
 
         Raises CohortNotFound, EtagMismatch, CohortTooLarge, CohortByRule, RequestIdReused, Contention.
         """
+        began = self._clock()
         request = _request(
             request_id,
             "update",
@@ -121,7 +135,8 @@ class ManageCohorts:
             before = _required(key, stored, etag)
             after = changed(before, change, etag=_new_etag(), now=self._clock())
             if await self._write(key, before, after, request):
-                return await self._counted(after)
+                added = after.members - before.members
+                return await self._counted(await self._without_erased(after, added, began))
         raise _contention(key)
 
     async def delete(self, key: CohortKey, *, etag: str = "") -> None:
@@ -162,6 +177,22 @@ class ManageCohorts:
                 request=request,
             )
         )
+
+    async def _without_erased(self, cohort: Cohort, added: Collection[str], began: datetime) -> Cohort:
+        """Returns a cohort without those who were erased since the call began, which may have brought them back.
+
+        Asked last: an erasure leaves its mark before it looks for memberships.
+        """
+        students = [StudentKey(student_id, cohort.profile.school_id) for student_id in added]
+        erased = []
+        for start in range(0, len(students), PORTION):
+            portion = students[start : start + PORTION]
+            for student, erase_time in zip(portion, await self._erasures.erase_times(portion), strict=True):
+                if erase_time is not None and began <= erase_time:
+                    erased.append(student.student_id)
+        if not erased:
+            return cohort
+        return (await self.update(cohort.profile.key, CohortChange(removed=erased))).cohort
 
     async def _counted(self, cohort: Cohort) -> CountedCohort:
         profile = cohort.profile

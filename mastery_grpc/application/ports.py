@@ -246,7 +246,7 @@ class OutlookStore(Protocol):
         """Returns what is stored of each student."""
 
     async def write(self, outlooks: Sequence[KeptOutlook]) -> None:
-        """Stores the outlooks instead of what is there."""
+        """Stores the outlooks instead of what is there, but those of students who have moved on meanwhile."""
 
 
 class IssuedForecasts(Protocol):
@@ -255,8 +255,13 @@ class IssuedForecasts(Protocol):
     Raises StorageUnavailable. Repeating is safe: the same day's score is the same, whoever stores it.
     """
 
-    async def store(self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]]) -> None:
-        """Stores forecasts by the day they are for, instead of those of the same students. One round trip."""
+    async def store(
+        self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]], *, issued_time: datetime
+    ) -> None:
+        """Stores forecasts by the day they are for, instead of those of the same students. Two round trips.
+
+        `issued_time`: not after that of any of them. What was issued before its student was erased is not kept.
+        """
 
     async def due_days(self, days: Sequence[date]) -> list[date]:
         """Returns those of the days for which forecasts are stored."""

@@ -43,7 +43,18 @@ def student_of(current_mastery_key: bytes) -> StudentKey | None:
 
 def snapshot(student: StudentKey, day: date) -> str:
     """Returns the key of a day's last mastery; with `:completion` and so on, of one component's score."""
-    return f"{_student(student)}:mastery:{day.isoformat()}"
+    return f"{snapshot_prefix(student)}{day.isoformat()}"
+
+
+def day_keys(student: StudentKey, day: date) -> tuple[str, ...]:
+    """Returns the keys of a day's snapshot and of its four scores."""
+    key = snapshot(student, day)
+    return key, f"{key}:completion", f"{key}:quiz", f"{key}:quality", f"{key}:consistency"
+
+
+def snapshot_prefix(student: StudentKey) -> str:
+    """Returns what the keys of a student's snapshots begin with; the day follows."""
+    return f"{_student(student)}:mastery:"
 
 
 def snapshot_days(student: StudentKey) -> str:

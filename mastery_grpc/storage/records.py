@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from mastery_grpc.application.erasure_mark import ErasureMark
+from mastery_grpc.application.erasure_mark import ErasureAnnouncement, ErasureMark
 from mastery_grpc.application.ports import (
     LoadedStudent,
     LoggedEvent,
@@ -77,6 +77,7 @@ _encode = msgspec.json.Encoder().encode
 _mastery_decoder = msgspec.json.Decoder(Mastery)
 _fold_decoder = msgspec.json.Decoder(_StoredFold)
 _record_decoder = msgspec.json.Decoder(_Record)
+_erasure_decoder = msgspec.json.Decoder(ErasureAnnouncement)
 _mark_decoder = msgspec.json.Decoder(ErasureMark)
 _result_kind_decoder = msgspec.json.Decoder(_ResultKind)
 _result_decoders: dict[ResultType, msgspec.json.Decoder[Result]] = {
@@ -85,6 +86,16 @@ _result_decoders: dict[ResultType, msgspec.json.Decoder[Result]] = {
     ResultType.PATH_RECOMMENDED: msgspec.json.Decoder(PathRecommended),
 }
 _revision_of = re.compile(rb'\{"version":(\d+)(?:,"rebuilds":(\d+))?').match  # as the scripts read it
+
+
+def time_of(millis: int) -> datetime:
+    """Returns the time of so many milliseconds since 1970."""
+    return datetime.fromtimestamp(millis / 1000, tz=UTC)
+
+
+def millis_of(time: datetime) -> int:
+    """Returns a time in milliseconds since 1970."""
+    return int(time.timestamp() * 1000)
 
 
 def encode_mastery(mastery: Mastery) -> bytes:
@@ -104,10 +115,16 @@ def encode_current(change: StudentChange | StudentRewrite, mastery_json: bytes, 
     """
     base = change.base if change.base.event_count else None
     fold = _encode(_Fold(change.state, base, change.log_start_time))
-    if rebuilds:
-        version, _, rest = mastery_json.partition(b",")
-        mastery_json = b'%b,"rebuilds":%d,%b' % (version, rebuilds, rest)
-    return mastery_json[:-1] + b',"fold":' + fold + b"}"
+    return with_rebuilds(mastery_json[:-1] + b',"fold":' + fold + b"}", rebuilds)
+
+
+def with_rebuilds(current: bytes, least: int) -> bytes:
+    """Returns a current mastery whose revision has at least so many rebuilds."""
+    has = revision_of(current).rebuilds
+    if has >= least:
+        return current
+    version, _, rest = current.partition(b",")
+    return b'%b,"rebuilds":%d,%b' % (version, least, rest.removeprefix(b'"rebuilds":%d,' % has))
 
 
 def decode_current(
@@ -151,6 +168,11 @@ def revision_of(value: bytes | None, mark: bytes | None = None) -> Revision:
     return Revision(int(found[1]), int(found[2] or 0))
 
 
+def revision_text(revision: Revision) -> str:
+    """Returns a revision as the scripts compare it."""
+    return f"{revision.version}.{revision.rebuilds}"
+
+
 def decode_history(
     student: StudentKey, value: bytes | None, mark: bytes | None, log: Sequence[LoggedEvent]
 ) -> StudentHistory:
@@ -169,6 +191,16 @@ def decode_history(
     )
 
 
+def encode_erasure(announcement: ErasureAnnouncement) -> bytes:
+    """Returns an announcement as JSON, in the shape of a mastery's as far as everybody reads it."""
+    return _encode(announcement)
+
+
+def decode_announcement(value: bytes) -> Mastery | ErasureAnnouncement:
+    """Returns what was announced."""
+    return _erasure_decoder.decode(value) if value.startswith(b'{"version":0,') else decode_mastery(value)
+
+
 def encode_mark(mark: ErasureMark) -> bytes:
     """Returns the mark of an erasure as JSON, `rebuilds` first."""
     return _encode(mark)
@@ -185,6 +217,12 @@ def mastery_if_readable(value: bytes | None) -> Mastery | None:
         return None if value is None else decode_mastery(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def day_values(mastery: Mastery, mastery_json: bytes) -> tuple[bytes | float, ...]:
+    """Returns what stands under the keys of a day: the snapshot and its four scores."""
+    scores = mastery.components
+    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency
 
 
 def decode_day(snapshot: bytes | None, *scores: bytes | None) -> StoredDay:

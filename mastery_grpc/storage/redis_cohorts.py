@@ -11,19 +11,18 @@ import math
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from mastery_grpc.application.cohort_store import StoredCohort
 from mastery_grpc.domain.cohorts import Cohort, CohortKey, CohortProfile
-from mastery_grpc.domain.errors import StorageUnavailable
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import Replicas, raise_first_error, run_guarded, run_writes
+from mastery_grpc.storage.script import Script, require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from typing import Any
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
@@ -37,15 +36,14 @@ PORTION = 500
 """Cohorts that are asked at a time."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_scripts = files("mastery_grpc.storage")
-_LOAD, _WRITE = (_scripts.joinpath(f"cohort_{name}.lua").read_text() for name in ("load", "write"))
+_LOAD, _WRITE = Script("cohort_load.lua"), Script("cohort_write.lua")
 
 _encode = msgspec.json.Encoder().encode
 _profile_decoder = msgspec.json.Decoder(CohortProfile)
 
 
 class RedisCohortStore:
-    """Implements `CohortStore`. Scripts go by their text: changes are rare, and the texts short."""
+    """Implements `CohortStore`."""
 
     def __init__(
         self,
@@ -58,13 +56,14 @@ class RedisCohortStore:
         """With a breaker, calls are refused at once while Redis is away."""
         self._client = client
         self._replicas = replicas
-        self._requests = retention.cohort_requests
-        self._requests_lifetime = math.ceil(retention.cohort_requests.total_seconds())
         self._guard = nullcontext if breaker is None else breaker.guard
         self._run = partial(run_guarded, client, self._guard)
+        self._requests = retention.cohort_requests
+        self._requests_lifetime = math.ceil(retention.cohort_requests.total_seconds())
 
     async def load(self, key: CohortKey, request_id: str = "") -> StoredCohort:
-        [(profile, members, request)] = await self._run([("EVAL", _LOAD, 3, *_keys_of(key), request_id)])
+        call = 3, *_keys_of(key), request_id
+        [(profile, members, request)] = await _LOAD.run(self._client, self._guard, [call])
         cohort = None
         if profile:
             cohort = Cohort(_profile_decoder.decode(profile), frozenset(member.decode() for member in members))
@@ -74,7 +73,8 @@ class RedisCohortStore:
         key = write.key
         if write.profile is not None and not write.expected_etag:
             await self._index(key)
-        [reply] = await self._write([("EVAL", _WRITE, 3, *_keys_of(key), *self._arguments(write))])
+        call = 3, *_keys_of(key), *self._arguments(write)
+        [reply] = await _WRITE.run(self._client, self._guard, [call], self._replicas)
         if not reply:
             return False
         if write.profile is None:
@@ -86,7 +86,7 @@ class RedisCohortStore:
 
     async def confirm(self, key: CohortKey) -> None:
         # A write, because replicas are waited for after writes.
-        await self._write([("EXPIRE", keys.cohort_requests(key), self._requests_lifetime)])
+        await self._write(("EXPIRE", keys.cohort_requests(key), self._requests_lifetime))
 
     async def page(self, school_id: str, *, after: str, count: int) -> list[CohortProfile]:
         found: list[CohortProfile] = []
@@ -118,21 +118,19 @@ class RedisCohortStore:
         return [_profile_decoder.decode(reply) for reply in replies if reply is not None]
 
     async def _index(self, key: CohortKey) -> None:
-        await self._write([("ZADD", keys.cohort_index(key.school_id), 0, key.cohort_id)])
+        await self._write(("ZADD", keys.cohort_index(key.school_id), 0, key.cohort_id))
 
     async def _unindex(self, key: CohortKey) -> None:
-        await self._write([("ZREM", keys.cohort_index(key.school_id), key.cohort_id)])
+        await self._write(("ZREM", keys.cohort_index(key.school_id), key.cohort_id))
         [is_there] = await self._run([("EXISTS", keys.cohort(key))])
         if is_there:  # created again meanwhile
             await self._index(key)
 
-    async def _write(self, commands: Sequence[Command]) -> list[Any]:
+    async def _write(self, command: Command) -> None:
         async with self._guard():
-            replies, is_replicated = await run_writes(self._client, commands, self._replicas)
+            replies, is_replicated = await run_writes(self._client, [command], self._replicas)
             raise_first_error(replies)
-        if not is_replicated:
-            raise StorageUnavailable("redis: too few replicas have the write")
-        return replies
+        require(is_replicated)
 
     def _arguments(self, write: CohortWrite) -> list[Any]:
         request_id, digest = write.request or ("", "")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from contextlib import nullcontext, suppress
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-
-from redis.exceptions import NoScriptError
 
 from mastery_grpc.application.event_json import decode_event, encode_event
 from mastery_grpc.application.ports import (
@@ -20,7 +16,7 @@ from mastery_grpc.application.ports import (
     StoredMasteries,
     StudentHistory,
 )
-from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
+from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import (
@@ -30,6 +26,7 @@ from mastery_grpc.storage.connection import (
     run_writes,
     storage_errors,
 )
+from mastery_grpc.storage.script import Script, require
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -44,16 +41,8 @@ WALK_PORTION = 500
 """Keys that one step of a walk looks at."""
 
 
-class _Script:
-    """A script, and the name by which EVALSHA calls it."""
-
-    def __init__(self, name: str) -> None:
-        self.text = files("mastery_grpc.storage").joinpath(name).read_text()
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-
-_COMMIT = _Script("commit.lua")
-_REWRITE = _Script("rewrite.lua")
+_COMMIT = Script("commit.lua")
+_REWRITE = Script("rewrite.lua")
 
 
 class RedisStudentRepository:
@@ -126,7 +115,7 @@ class RedisStudentRepository:
         async with self._guard():
             replies, is_replicated = await run_writes(self._client, commands, self._replicas)
             raise_first_error(replies)
-        _require(is_replicated)
+        require(is_replicated)
         lost = {student for (student, _), reply in zip(events, replies, strict=True) if reply != 1}
         return [student not in lost for student in known]
 
@@ -149,7 +138,7 @@ class RedisStudentRepository:
                     "MGET",
                     keys.current_mastery(student),
                     keys.erased(student),
-                    *(key for day in days for key in _day_keys(student, day)),
+                    *(key for day in days for key in keys.day_keys(student, day)),
                 )
                 for student, days in wanted.items()
             ]
@@ -205,24 +194,8 @@ class RedisStudentRepository:
         async for member in self._client.sscan_iter(keys.school_students(school_id), count=WALK_PORTION):
             yield StudentKey(member.decode(), school_id)
 
-    async def _run_script(self, script: _Script, arguments: Sequence[list[Any]]) -> list[bool]:
-        async with self._guard():
-            replies, is_replicated = await run_writes(
-                self._client, [("EVALSHA", script.sha, *args) for args in arguments], self._replicas
-            )
-            unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if unknown:  # a node that started or took over a moment ago; EVAL teaches it the script
-                again, is_again_replicated = await run_writes(
-                    self._client,
-                    [("EVAL", script.text, *arguments[index]) for index in unknown],
-                    self._replicas,
-                )
-                is_replicated &= is_again_replicated
-                for index, reply in zip(unknown, again, strict=True):
-                    replies[index] = reply
-            raise_first_error(replies)
-        _require(is_replicated)
-        return [reply == 1 for reply in replies]
+    async def _run_script(self, script: Script, calls: Sequence[list[Any]]) -> list[bool]:
+        return [reply == 1 for reply in await script.run(self._client, self._guard, calls, self._replicas)]
 
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
         replies = await self._run([("GET", keys.current_mastery(student)) for student in students])
@@ -269,7 +242,7 @@ class RedisStudentRepository:
             keys.snapshot_days(student),
         ]
         arguments: list[Any] = [
-            _revision(Revision(change.expected_version, change.expected_rebuilds)),
+            records.revision_text(Revision(change.expected_version, change.expected_rebuilds)),
             records.encode_current(change, mastery_json, rebuilds=change.expected_rebuilds),
             records.encode_activity(change.state),
             keys.ANNOUNCEMENTS,
@@ -282,10 +255,9 @@ class RedisStudentRepository:
             script_keys.append(keys.processed(student, applied.event.event_id))
             arguments += encode_event(applied.event), records.encode_record(applied.record)
         for day, mastery in change.snapshots.items():
-            script_keys += _day_keys(student, day)
-            arguments += _day_values(
-                day, mastery, mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
-            )
+            script_keys += keys.day_keys(student, day)
+            snapshot = mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
+            arguments += *records.day_values(mastery, snapshot), day.isoformat()
         return [len(script_keys), *script_keys, *arguments, *change.forgotten]
 
     def _rewrite_arguments(self, rewrite: StudentRewrite) -> list[Any]:
@@ -301,7 +273,7 @@ class RedisStudentRepository:
             keys.snapshot_days(student),
         ]
         arguments: list[Any] = [
-            _revision(rewrite.expected),
+            records.revision_text(rewrite.expected),
             records.encode_current(rewrite, mastery_json, rebuilds=rewrite.expected.rebuilds + 1),
             records.encode_activity(rewrite.state),
             keys.ANNOUNCEMENTS,
@@ -309,30 +281,9 @@ class RedisStudentRepository:
             self._snapshot_lifetime,
         ]
         for day, mastery in rewrite.snapshots.items():
-            script_keys += _day_keys(student, day)
-            arguments += _day_values(day, mastery, records.encode_mastery(mastery))
+            script_keys += keys.day_keys(student, day)
+            arguments += *records.day_values(mastery, records.encode_mastery(mastery)), day.isoformat()
         return [len(script_keys), *script_keys, *arguments]
-
-
-def _require(is_replicated: bool) -> None:
-    # Raised outside the breaker's guard: the server answers, and reads may go on.
-    if not is_replicated:
-        raise StorageUnavailable("redis: too few replicas have the write")
-
-
-def _revision(revision: Revision) -> str:
-    return f"{revision.version}.{revision.rebuilds}"
-
-
-def _day_keys(student: StudentKey, day: date) -> tuple[str, ...]:
-    """Returns the keys of a day's snapshot and of its four scores."""
-    key = keys.snapshot(student, day)
-    return key, f"{key}:completion", f"{key}:quiz", f"{key}:quality", f"{key}:consistency"
-
-
-def _day_values(day: date, mastery: Mastery, mastery_json: bytes) -> tuple[Any, ...]:
-    scores = mastery.components
-    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency, day.isoformat()
 
 
 def _readable(entries: Any) -> Iterator[LoggedEvent]:
@@ -346,7 +297,7 @@ def _logged_event(entry_id: bytes, fields: Any) -> LoggedEvent:
     values = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
     return LoggedEvent(
         entry_id=entry_id.decode(),
-        written_time=datetime.fromtimestamp(int(milliseconds) / 1000, tz=UTC),
+        written_time=records.time_of(int(milliseconds)),
         event=decode_event(values[b"event"]),
     )
 

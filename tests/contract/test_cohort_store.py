@@ -1,9 +1,10 @@
 """What every store of cohorts does: one suite for the fake, for Redis, and for a Redis Cluster."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,6 +25,7 @@ from mastery_grpc.domain.errors import (
     RequestIdReused,
     StorageUnavailable,
 )
+from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, Replicas, connect
 from mastery_grpc.storage.memory_cohorts import MemoryCohortStore
@@ -85,9 +87,19 @@ async def on_redis(redis_url: str) -> AsyncIterator[Stores]:
         await client.aclose()
 
 
-def managing(store: CohortStore, clock_days: int = 0) -> ManageCohorts:
+class Erasures:
+    """Implements `SuppressionReader`."""
+
+    def __init__(self, **times: datetime) -> None:
+        self.times = times
+
+    async def erase_times(self, students: Sequence[StudentKey]) -> list[datetime | None]:
+        return [self.times.get(student.student_id) for student in students]
+
+
+def managing(store: CohortStore, *, erasures: Erasures | None = None) -> ManageCohorts:
     members = CohortMembers(MemoryStudentRepository(clock=at))
-    return ManageCohorts(store, members, clock=lambda: at(clock_days))
+    return ManageCohorts(store, members, erasures or Erasures(), clock=at)
 
 
 def profile_of(key: CohortKey = CLASS, *, etag: str = "e1", member_count: int = 0) -> CohortProfile:
@@ -385,6 +397,16 @@ async def test_a_student_who_is_erased_is_in_no_cohort_any_more(stores: Stores) 
     assert (members_of(left), left.member_count) == ({"s2"}, 1)
     assert left.cohort.profile.etag != etag  # whoever had read him in it must not write him back
     assert members_of(await manage.get(CohortKey("a", "north"))) == {"s1"}
+
+
+async def test_who_is_erased_while_a_call_names_him_is_not_brought_back(store: CohortStore) -> None:
+    before, since = at(seconds=-1), at(seconds=0.5)
+    manage = managing(store, erasures=Erasures(s1=since, s2=before, s3=since))
+    created = await manage.create(CLASS, "7b", ["s1", "s2"])
+    assert (members_of(created), created.member_count) == ({"s2"}, 1)
+    changed = await manage.update(CLASS, CohortChange(added=["s3", "s4"]))
+    assert members_of(changed) == {"s2", "s4"}
+    assert await manage.get(CLASS) == changed
 
 
 async def test_memberships_are_put_back_instead_of_what_is_there(stores: Stores) -> None:

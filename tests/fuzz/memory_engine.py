@@ -31,6 +31,7 @@ from mastery_grpc.storage.memory_figures import MemoryFigures
 from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
 from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
 from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
 from tests.fuzz.messages import COHORTS
 from tests.integration.serving import quiz_event
 
@@ -211,6 +212,7 @@ def _services(settings: Settings) -> Services:
         "issued": MemoryIssuedForecasts(),
         "cohorts": MemoryCohortStore(),
         "figures": MemoryFigures(repository),
+        "student_records": MemoryStudentRecords(repository),
         "audit": MemoryAuditStore(),
     }
     # What no servicer needs is left out.

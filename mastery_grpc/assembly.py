@@ -13,6 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from mastery.v1 import (
     analytics_service_pb2,
+    compliance_service_pb2,
     mastery_service_pb2,
     prediction_service_pb2,
     recommendation_service_pb2,
@@ -24,14 +25,18 @@ from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
 from mastery_grpc.application.cohort_members import CohortMembers
+from mastery_grpc.application.cohort_memberships import CohortMemberships
 from mastery_grpc.application.compare_cohorts import CompareCohorts
 from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.erase_student import EraseStudent
+from mastery_grpc.application.export_student import ExportStudent
 from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_history import ReadHistory
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.recommend import Recommend
+from mastery_grpc.application.retention import policy
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
 from mastery_grpc.domain.audit_chain import AuditKeys
@@ -45,6 +50,7 @@ from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
 from mastery_grpc.rpc.access import AccessRule
 from mastery_grpc.rpc.analytics_servicer import AnalyticsServicer
+from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
 from mastery_grpc.rpc.prediction_servicer import PredictionServicer
@@ -73,6 +79,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.held_data import HeldData
     from mastery_grpc.application.rate_limits import Quotas
     from mastery_grpc.domain.errors import Unavailable
     from mastery_grpc.domain.forecasting.forecast import Forecaster
@@ -86,6 +93,7 @@ TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
 ANALYTICS_SERVICE = analytics_service_pb2.DESCRIPTOR.services_by_name["AnalyticsService"]
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+COMPLIANCE_SERVICE = compliance_service_pb2.DESCRIPTOR.services_by_name["ComplianceService"]
 RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 
 
@@ -139,10 +147,16 @@ class Storage:
     advice: RedisAdviceStore
     issued: RedisIssuedForecasts
     cohorts: RedisCohortStore
+    manage_cohorts: ManageCohorts
     figures: RedisFigures
-    student_records: RedisStudentRecords
     audit: RedisAuditStore
     quotas: RedisQuotas
+    records: RedisStudentRecords
+
+    @property
+    def elsewhere(self) -> tuple[HeldData, ...]:
+        """Whoever holds data about students outside of their own keys."""
+        return (self.issued, CohortMemberships(self.cohorts, self.manage_cohorts))
 
 
 @asynccontextmanager
@@ -186,10 +200,11 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         issued = RedisIssuedForecasts(client, retention=retention, clock=utc_now, breaker=breaker)
         cohorts = RedisCohortStore(client, retention=retention, replicas=replicas, breaker=breaker)
         figures = RedisFigures(client, breaker=breaker)
-        student_records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
+        records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
+        manage_cohorts = ManageCohorts(cohorts, CohortMembers(repository), records, clock=utc_now)
         yield Storage(
             repository,
             apply,
@@ -201,10 +216,11 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             advice,
             issued,
             cohorts,
+            manage_cohorts,
             figures,
-            student_records,
             audit,
             quotas,
+            records,
         )
     finally:
         await client.aclose()
@@ -233,7 +249,7 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
             accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
         ),
         accept=accept,
-        watch=WatchMastery(storage.feed, storage.repository),
+        watch=WatchMastery(storage.feed, storage.repository, storage.records),
     )
     verify = VerifyForecasts(
         storage.issued,
@@ -257,18 +273,34 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         on_issued=verify.on_issued,
     )
     recommend = Recommend(storage.advice, config=settings.advice_config(), clock=utc_now, forecasts=predict)
-    members = CohortMembers(storage.repository)
+    audit = audit_log_of(settings, storage.audit)
+    erase = EraseStudent(
+        storage.records,
+        storage.repository,
+        storage.elsewhere,
+        audit,
+        request_log,
+        mark_lifetime=settings.retention().erasure_mark,
+        clock=utc_now,
+    )
+    compliance = ComplianceServicer(
+        export=ExportStudent(storage.records, storage.elsewhere, audit, clock=utc_now),
+        erase=erase,
+        audit=audit,
+        policy=policy(settings.retention()),
+    )
     servicers: dict[ServiceDescriptor, object] = {
         MASTERY_SERVICE: servicer,
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
         ANALYTICS_SERVICE: AnalyticsServicer(
             history=ReadHistory(storage.repository, clock=utc_now),
-            cohorts=ManageCohorts(storage.cohorts, members, storage.student_records, clock=utc_now),
-            compare=CompareCohorts(storage.cohorts, members, storage.figures),
+            cohorts=storage.manage_cohorts,
+            compare=CompareCohorts(storage.cohorts, CohortMembers(storage.repository), storage.figures),
         ),
+        COMPLIANCE_SERVICE: compliance,
     }
-    return Services(servicers, forecaster, verify, audit_log_of(settings, storage.audit))
+    return Services(servicers, forecaster, verify, audit)
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:

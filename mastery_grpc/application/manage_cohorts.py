@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mastery_grpc.application.cohort_members import CohortMembers
     from mastery_grpc.application.cohort_store import CohortStore, StoredCohort
-    from mastery_grpc.application.student_records import SuppressionReader
+    from mastery_grpc.application.student_records import ErasureMarks
     from mastery_grpc.domain.cohorts import CohortKey, Membership
 
 ATTEMPTS = 20
@@ -62,7 +62,7 @@ class ManageCohorts:
         self,
         store: CohortStore,
         members: CohortMembers,
-        erasures: SuppressionReader,
+        erasures: ErasureMarks,
         *,
         clock: Callable[[], datetime],
     ) -> None:
@@ -187,8 +187,8 @@ class ManageCohorts:
         erased = []
         for start in range(0, len(students), PORTION):
             portion = students[start : start + PORTION]
-            for student, erase_time in zip(portion, await self._erasures.erase_times(portion), strict=True):
-                if erase_time is not None and began <= erase_time:
+            for student, mark in zip(portion, await self._erasures.marks_of(portion), strict=True):
+                if mark is not None and began <= mark.erase_time:
                     erased.append(student.student_id)
         if not erased:
             return cohort

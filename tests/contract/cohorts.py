@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mastery_grpc.application.cohort_members import CohortMembers
 from mastery_grpc.application.cohort_store import CohortStore, StoredCohort
+from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
 from mastery_grpc.application.manage_cohorts import CountedCohort, ManageCohorts
 from mastery_grpc.domain.cohorts import CohortKey
 from mastery_grpc.domain.events import StudentKey
@@ -27,13 +28,16 @@ class Stores(NamedTuple):
 
 
 class Erasures:
-    """Implements `SuppressionReader`."""
+    """Implements `ErasureMarks`."""
 
     def __init__(self, **times: datetime) -> None:
-        self.times = times
+        self._marks = {
+            student_id: ErasureMark(rebuilds=1, erase_millis=erase_millis(time), receipt_id="", pseudonym="")
+            for student_id, time in times.items()
+        }
 
-    async def erase_times(self, students: Sequence[StudentKey]) -> list[datetime | None]:
-        return [self.times.get(student.student_id) for student in students]
+    async def marks_of(self, students: Sequence[StudentKey]) -> list[ErasureMark | None]:
+        return [self._marks.get(student.student_id) for student in students]
 
 
 def managing(store: CohortStore, *, erasures: Erasures | None = None) -> ManageCohorts:

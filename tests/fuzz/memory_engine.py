@@ -15,7 +15,9 @@ from pydantic import SecretStr
 from mastery.v1 import analytics_service_pb2, mastery_service_pb2
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.callers import CallClass, Caller, Role
+from mastery_grpc.application.cohort_members import CohortMembers
 from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.assembly import ANALYTICS_SERVICE, COUNTING_INTERVAL, Services, Storage, services_of, utc_now
 from mastery_grpc.domain.errors import ShuttingDown
 from mastery_grpc.domain.events import StudentKey
@@ -188,6 +190,7 @@ async def _stream_of(data: bytes) -> AsyncIterator[bytes]:
 
 def _services(settings: Settings) -> Services:
     repository = MemoryStudentRepository(clock=utc_now)
+    records = MemoryStudentRecords(repository)
     advice = MemoryAdviceStore(repository)
     counted = MemoryCoursePulses()
     count_courses = CountCourses(counted, interval=COUNTING_INTERVAL)
@@ -200,6 +203,7 @@ def _services(settings: Settings) -> Services:
         feedback=advice,
         count_courses=count_courses,
     )
+    cohorts = MemoryCohortStore()
     fakes: dict[str, Any] = {
         "repository": repository,
         "apply": apply,
@@ -209,10 +213,11 @@ def _services(settings: Settings) -> Services:
         "course_pulses": CachedCoursePulses(counted, capacity=10, lifetime=1.0, timer=time.monotonic),
         "outlooks": MemoryOutlookStore(repository),
         "advice": advice,
-        "issued": MemoryIssuedForecasts(),
-        "cohorts": MemoryCohortStore(),
+        "cohorts": cohorts,
+        "manage_cohorts": ManageCohorts(cohorts, CohortMembers(repository), records, clock=utc_now),
         "figures": MemoryFigures(repository),
-        "student_records": MemoryStudentRecords(repository),
+        "issued": MemoryIssuedForecasts(records),
+        "records": records,
         "audit": MemoryAuditStore(),
     }
     # What no servicer needs is left out.

@@ -13,12 +13,18 @@ from scipy import stats
 
 from mastery.v1 import analytics_service_pb2 as pb
 from mastery.v1 import mastery_pb2
+from mastery.v1.compliance_service_pb2 import (
+    DATA_KIND_COHORT_MEMBERSHIP,
+    EraseStudentDataRequest,
+    ExportStudentDataRequest,
+)
+from mastery.v1.compliance_service_pb2_grpc import ComplianceServiceStub
 from mastery_grpc.application.audit_reader import AuditFilter
 from mastery_grpc.application.callers import Role
 from mastery_grpc.domain.cohorts import MOST_MEMBERS
 from tests.builders import event_id, student
 from tests.integration.analysing import COHORT, Analyst, give_scores, ingest, lately
-from tests.integration.serving import Engine, eventually, failure_of, quiz_event, running_engine
+from tests.integration.serving import DEADLINE, Engine, eventually, failure_of, quiz_event, running_engine
 from tests.integration.test_audit import AUDIT_KEY, opened_log
 
 REQUEST_ID = "5d0b7a5e-5c3f-4a5e-9f7a-0a2a5b1f3C4D"
@@ -314,6 +320,28 @@ async def test_nobody_is_placed_where_there_is_nothing_to_compare(engine: Engine
     assert failure.reason == "STUDENT_NOT_FOUND"
     failure = await failure_of(analyst.standing("s1", "none"))
     assert failure.reason == "COHORT_NOT_FOUND"
+
+
+# --- what is held about a student -------------------------------------------------------------------------
+
+
+async def test_memberships_are_exported_and_erased_with_the_student(engine: Engine, analyst: Analyst) -> None:
+    await give_scores(engine, {"s1": 10, "s2": 20})
+    await analyst.create("s1", "s2")
+    await analyst.create("s2", cohort_id="other")
+    stub: Any = ComplianceServiceStub(engine.channel)
+    terms: dict[str, Any] = {"metadata": analyst.client.metadata, "timeout": DEADLINE}
+    told = [part async for part in stub.ExportStudentData(ExportStudentDataRequest(student_id="s1"), **terms)]
+    records = [part.record for part in told if part.WhichOneof("part") == "record"]
+    held = [record.json for record in records if record.kind == DATA_KIND_COHORT_MEMBERSHIP]
+    assert held == ['{"cohort_id":"class-7b","display_name":"Class-7B"}']
+    receipt = await stub.EraseStudentData(EraseStudentDataRequest(student_id="s1"), **terms)
+    erased = {each.kind: each.count for each in receipt.erased}
+    assert erased[DATA_KIND_COHORT_MEMBERSHIP] == 1
+    assert list((await analyst.get()).listed.student_ids) == ["s2"]
+    assert (await failure_of(analyst.history("s1"))).reason == "STUDENT_NOT_FOUND"
+    added = await analyst.update(add_student_ids=["s1"])  # by one who knows of the erasure, or could
+    assert list(added.listed.student_ids) == ["s1", "s2"]
 
 
 # --- who is told of ---------------------------------------------------------------------------------------

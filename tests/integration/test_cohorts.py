@@ -336,7 +336,7 @@ async def test_memberships_are_exported_and_erased_with_the_student(engine: Engi
     held = [record.json for record in records if record.kind == DATA_KIND_COHORT_MEMBERSHIP]
     assert held == ['{"cohort_id":"class-7b","display_name":"Class-7B"}']
     receipt = await stub.EraseStudentData(EraseStudentDataRequest(student_id="s1"), **terms)
-    erased = {each.kind: each.count for each in receipt.erased}
+    erased = {each.kind: each.count for each in receipt.receipt.erased}
     assert erased[DATA_KIND_COHORT_MEMBERSHIP] == 1
     assert list((await analyst.get()).listed.student_ids) == ["s2"]
     assert (await failure_of(analyst.history("s1"))).reason == "STUDENT_NOT_FOUND"

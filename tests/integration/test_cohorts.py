@@ -26,6 +26,7 @@ from tests.builders import event_id, student
 from tests.integration.analysing import COHORT, Analyst, give_scores, ingest, lately
 from tests.integration.serving import DEADLINE, Engine, eventually, failure_of, quiz_event, running_engine
 from tests.integration.test_audit import AUDIT_KEY, opened_log
+from tests.real.redis_servers import RedisServer
 
 REQUEST_ID = "5d0b7a5e-5c3f-4a5e-9f7a-0a2a5b1f3C4D"
 VALID: dict[str, dict[str, Any]] = {
@@ -320,6 +321,40 @@ async def test_nobody_is_placed_where_there_is_nothing_to_compare(engine: Engine
     assert failure.reason == "STUDENT_NOT_FOUND"
     failure = await failure_of(analyst.standing("s1", "none"))
     assert failure.reason == "COHORT_NOT_FOUND"
+
+
+async def test_while_redis_is_away_nothing_is_done_and_all_goes_on_afterwards(
+    engine: Engine, analyst: Analyst, redis_server: RedisServer
+) -> None:
+    await two_classes(engine, analyst, size=3)
+    before = await analyst.compare("a", "b")
+    redis_server.kill()
+    try:
+        for call in (
+            analyst.compare("a", "b"),
+            analyst.standing("a1", "b"),
+            analyst.history("a1"),
+            analyst.get("a"),
+            analyst.call("ListCohorts"),
+            analyst.create("s1", cohort_id="c", request_id=REQUEST_ID),
+            analyst.update("a", remove_student_ids=["a1"], request_id=REQUEST_ID),
+            analyst.call("DeleteCohort", cohort_id="a"),
+        ):
+            failure = await failure_of(call)
+            assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")
+            assert failure.retry_delay is not None
+    finally:
+        redis_server.restart()
+    await engine.until_ready()
+
+    async def is_back() -> bool:
+        try:
+            return bool(await analyst.compare("a", "b") == before)
+        except grpc.aio.AioRpcError:
+            return False  # the breaker is open still
+
+    await eventually(is_back)
+    assert (await analyst.create("s1", cohort_id="c", request_id=REQUEST_ID)).member_count == 1
 
 
 # --- what is held about a student -------------------------------------------------------------------------

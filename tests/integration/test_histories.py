@@ -120,14 +120,15 @@ async def test_a_student_who_climbs_is_told_to_improve(engine: Engine, analyst: 
 
 
 async def test_of_two_days_no_trend_is_told(engine: Engine, analyst: Analyst) -> None:
-    await ingest(engine, [quiz_event(n, 4, number=n, time=datetime(2026, 1, 10 + n, tzinfo=UTC)) for n in (1, 2)])
+    noon = datetime(TODAY.year, TODAY.month, TODAY.day, 12, tzinfo=UTC)
+    await ingest(engine, [quiz_event(n, 4, number=n, time=noon - timedelta(days=n)) for n in (1, 2)])
     summary = (await analyst.history()).summary
     assert (summary.trend.trend, summary.trend.slope_per_day) == (mastery_pb2.TREND_UNSPECIFIED, 0.0)
     assert (summary.scores.count, summary.volatility) == (2, 0.0)
 
 
 async def test_a_student_sees_his_own_history_only(engine: Engine) -> None:
-    await ingest(engine, [quiz_event()])
+    await ingest(engine, [quiz_event(time=datetime.now(UTC))])
     own = await Analyst(engine.client(Role.STUDENT, "s1")).history()
     assert len(own.buckets) == 1
     failure = await failure_of(Analyst(engine.client(Role.STUDENT, "s2")).history())

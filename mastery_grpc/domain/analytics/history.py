@@ -20,6 +20,7 @@ from mastery_grpc.domain.analytics.samples import (
     deviation,
 )
 from mastery_grpc.domain.analytics.trend import TrendEstimate, trend_of
+from mastery_grpc.domain.scoring import SCORE_DIGITS
 
 Days = Mapping[date, Figures]
 """The figures at the end of each UTC day with events, in order."""
@@ -94,7 +95,7 @@ def summary_of(days: Days) -> HistorySummary:
     )
     return HistorySummary(
         scores=describe(scores),
-        volatility=deviation(np.round(np.diff(scores), 12)),
+        volatility=deviation(np.round(np.diff(scores), SCORE_DIGITS)),
         improvement=float(scores[-1] - scores[0]) if len(scores) else 0.0,
         trend=trend,
         component_trends=component_trends,

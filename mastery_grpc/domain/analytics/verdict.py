@@ -53,7 +53,9 @@ def _on_score(score: Comparison, names: GroupNames, level: float, most: float) -
     tests = f"Welch's t-test {_p(score.welch.p_value)}, Mann-Whitney {_p(score.rank_sum.p_value)}"
     higher, lower = (first, second) if score.mean_difference > 0 else (second, first)
     shown = [score.welch.p_value < most, score.rank_sum.p_value < most]
-    if all(shown):
+    # The higher mean may be due to a few, while most of the others are lower.
+    same_way = (score.mean_difference > 0) == (score.rank_sum.u > score.first.count * score.second.count / 2.0)
+    if all(shown) and same_way:
         yield f"{higher} scores higher than {lower} by {size}, which is more than chance explains ({tests})."
         if score.effect is not None:
             yield _on_effect(score.effect)

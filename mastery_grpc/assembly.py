@@ -163,7 +163,11 @@ class Storage:
 async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[Storage]:
     """Yields the storage; nothing is asked of Redis yet. Raises SettingsError for an address that is none."""
     try:
-        client = connect(settings.redis_url, timeout=settings.redis_timeout)
+        client = connect(
+            settings.redis_url,
+            timeout=settings.redis_timeout,
+            max_connections=settings.redis_max_connections,
+        )
     except ValueError as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
     retention = settings.retention()

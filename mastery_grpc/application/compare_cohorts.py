@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mastery_grpc.domain.analytics.comparison import LEAST_SIZE, Comparison, compare
-from mastery_grpc.domain.analytics.samples import SampleStatistics, Values, describe
+from mastery_grpc.domain.analytics.samples import SampleStatistics, Values, describe, in_one_order
 from mastery_grpc.domain.analytics.standing import Standing, standings
 from mastery_grpc.domain.analytics.verdict import GroupNames, verdict
 from mastery_grpc.domain.errors import CohortNotFound, CohortTooSmall, StudentNotFound
@@ -101,8 +101,9 @@ class CompareCohorts:
         if not own.student_ids:
             raise StudentNotFound(student.student_id)
         group = await self._figures_of(cohort, 1)
-        score, *components = standings(own.columns[:, 0], group.columns)
-        return ComparedStudent(score=score, components=components, cohort=describe(group.columns[0]))
+        columns = in_one_order(group.columns)
+        score, *components = standings(own.columns[:, 0], columns)
+        return ComparedStudent(score=score, components=components, cohort=describe(columns[0]))
 
     async def _load(self, key: CohortKey) -> Cohort:
         cohort = (await self._store.load(key)).cohort

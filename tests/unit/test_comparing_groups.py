@@ -152,6 +152,15 @@ def test_exchanging_the_groups_changes_signs_only(first: Values, second: Values)
         assert other.effect.interval == pytest.approx((-one.effect.interval.upper, -one.effect.interval.lower))
 
 
+def test_the_order_of_the_students_makes_no_difference_at_all() -> None:
+    rng = np.random.default_rng(9)
+    first, second = random_group(rng, 101), random_group(rng, 57)
+    expected = compare(first, second, level=0.95)
+    for _ in range(20):
+        first, second = first[:, rng.permutation(101)], second[:, rng.permutation(57)]
+        assert compare(first, second, level=0.95) == expected
+
+
 # --- effect size ------------------------------------------------------------------------------------------
 
 

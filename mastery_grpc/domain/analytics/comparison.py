@@ -13,7 +13,7 @@ from mastery_grpc.domain.analytics.distributions import (
     student_two_sided,
 )
 from mastery_grpc.domain.analytics.rank_sum import RankSum, rank_sum
-from mastery_grpc.domain.analytics.samples import MEASURES, SampleStatistics, describe
+from mastery_grpc.domain.analytics.samples import MEASURES, SampleStatistics, describe, in_one_order
 from mastery_grpc.domain.scoring import Component
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def compare(first: Values, second: Values, *, level: float) -> list[Comparison]:
     """
     compared = [
         _compare(component, ours, theirs, level)
-        for component, ours, theirs in zip(MEASURES, first, second, strict=True)
+        for component, ours, theirs in zip(MEASURES, in_one_order(first), in_one_order(second), strict=True)
     ]
     tested = [one for one in compared if one.component is not None and one.welch is not None]
     adjusted = holm([one.welch.p_value for one in tested if one.welch is not None], family=FAMILY)

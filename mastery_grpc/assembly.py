@@ -30,6 +30,7 @@ from mastery_grpc.application.compare_cohorts import CompareCohorts
 from mastery_grpc.application.course_pulse import CountCourses
 from mastery_grpc.application.erase_student import EraseStudent
 from mastery_grpc.application.export_student import ExportStudent
+from mastery_grpc.application.forget_overdue import ForgetOverdue
 from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
@@ -47,7 +48,7 @@ from mastery_grpc.domain.forecasting.pooled import read_forecaster, shipped_fore
 from mastery_grpc.domain.forecasting.watched import WatchedForecaster
 from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
-from mastery_grpc.ingest.topics import KafkaAccess, Topics
+from mastery_grpc.ingest.topics import KafkaAccess, Topics, TopicTerms
 from mastery_grpc.rpc.access import AccessRule
 from mastery_grpc.rpc.analytics_servicer import AnalyticsServicer
 from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
@@ -74,6 +75,7 @@ from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from mastery_grpc.storage.redis_student_records import RedisStudentRecords
+from mastery_grpc.storage.redis_upkeep import RedisUpkeepClaims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -117,6 +119,15 @@ def kafka_access(settings: Settings) -> KafkaAccess:
     )
 
 
+def topic_terms(settings: Settings) -> TopicTerms:
+    """Returns how the topics are to be laid out."""
+    return TopicTerms(
+        partitions=settings.kafka_partitions,
+        dead_letter_partitions=settings.kafka_dlq_partitions,
+        replication_factor=settings.kafka_replication_factor,
+    )
+
+
 def forecaster_of(settings: Settings) -> Forecaster:
     """Returns the forecaster as set. Raises SettingsError for a model file that cannot be used."""
     match settings.forecaster:
@@ -152,6 +163,7 @@ class Storage:
     audit: RedisAuditStore
     quotas: RedisQuotas
     records: RedisStudentRecords
+    claims: RedisUpkeepClaims
 
     @property
     def elsewhere(self) -> tuple[HeldData, ...]:
@@ -225,6 +237,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             audit,
             quotas,
             records,
+            RedisUpkeepClaims(client),
         )
     finally:
         await client.aclose()
@@ -238,6 +251,7 @@ class Services:
     forecaster: WatchedForecaster
     verify: VerifyForecasts
     audit: AuditLog
+    forget: ForgetOverdue
 
 
 def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
@@ -304,7 +318,15 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         ),
         COMPLIANCE_SERVICE: compliance,
     }
-    return Services(servicers, forecaster, verify, audit)
+    forget = ForgetOverdue(
+        storage.repository,
+        storage.advice,
+        storage.claims,
+        rules=rules,
+        log_retention=settings.retention().event_log,
+        clock=utc_now,
+    )
+    return Services(servicers, forecaster, verify, audit, forget)
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:

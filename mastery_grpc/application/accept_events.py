@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
+from mastery_grpc.application.event_observer import NobodyWatchesEvents
 from mastery_grpc.application.student_update import Delivery, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mastery_grpc.application.apply_events import ApplyEvents
+    from mastery_grpc.application.event_observer import EventObserver
     from mastery_grpc.application.ports import RequestLog
     from mastery_grpc.domain.events import LearningEvent
 
@@ -22,15 +25,29 @@ class AcceptEvents:
     event came through. If this process dies half-way, the worker applies them.
     """
 
-    def __init__(self, apply: ApplyEvents, request_log: RequestLog | None) -> None:
+    def __init__(
+        self,
+        apply: ApplyEvents,
+        request_log: RequestLog | None,
+        *,
+        observer: EventObserver | None = None,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Without a request log events are applied, and no results are published."""
         self._apply = apply
         self._request_log = request_log
+        self.observer = observer or NobodyWatchesEvents()
+        self._timer = timer
 
     async def __call__(self, events: Sequence[LearningEvent]) -> list[Outcome]:
         """Returns what became of each event, in their order. Raises Unavailable; repeating is safe."""
+        arrived = self._timer()
         if self._request_log is None:
             origins = [""] * len(events)
         else:
             origins = await self._request_log.append(events)
-        return await self._apply([Delivery(*pair) for pair in zip(events, origins, strict=True)])
+        outcomes = await self._apply([Delivery(*pair) for pair in zip(events, origins, strict=True)])
+        age = self._timer() - arrived
+        for event, outcome in zip(events, outcomes, strict=True):
+            self.observer.settled(event, outcome, age=age)
+        return outcomes

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 JSON = b"application/json"
 PROTOBUF = b"application/x-protobuf"
 
+TRACE_HEADERS = ("traceparent", "tracestate")
+LONGEST_TRACE_HEADER = 512
+"""Bytes that everybody must pass on; what is longer is no context."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -62,14 +66,23 @@ def _decode_protobuf(value: bytes) -> LearningEvent:
         raise InvalidInput.of("value", "is not a serialized mastery.v1.LearningEvent") from None
 
 
-def result_record(result: Result, topics: Topics) -> OutgoingRecord:
+def result_record(result: Result, topics: Topics, trace_headers: Headers) -> OutgoingRecord:
     """Returns the record of a result, keyed by student, so that a student's results stay in order."""
     return OutgoingRecord(
         topics.results,
         result.student_id.encode(),
         _encode(result),
-        [("event-type", result.event_type.encode()), ("content-type", JSON)],
+        [("event-type", result.event_type.encode()), ("content-type", JSON), *trace_headers],
     )
+
+
+def trace_headers_of(message: Message) -> Headers:
+    """Returns the headers of W3C Trace Context, as they came: what a record leads to belongs to its trace."""
+    return [
+        (name, value)
+        for name, value in headers_of(message)
+        if name in TRACE_HEADERS and value is not None and len(value) <= LONGEST_TRACE_HEADER
+    ]
 
 
 def headers_of(message: Message) -> Headers:

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException, Producer
 
 from mastery_grpc.application.event_json import encode_event
 from mastery_grpc.domain.errors import BrokerUnavailable
+from mastery_grpc.ingest.observation import Unobserved
 from mastery_grpc.ingest.records import JSON, origin_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.domain.events import LearningEvent
+    from mastery_grpc.ingest.observation import ProducerObserver
+    from mastery_grpc.ingest.records import Headers
     from mastery_grpc.ingest.topics import KafkaAccess
 
 POLL_SECONDS = 0.1
@@ -49,9 +52,17 @@ class _Appending:
 class KafkaRequestLog:
     """Implements `RequestLog`: an append returns once all in-sync replicas have the events."""
 
-    def __init__(self, access: KafkaAccess, *, timeout: float, breaker: CircuitBreaker) -> None:
+    def __init__(
+        self,
+        access: KafkaAccess,
+        *,
+        timeout: float,
+        breaker: CircuitBreaker,
+        observer: ProducerObserver | None = None,
+    ) -> None:
         """`timeout` in seconds is how long the broker may take before it counts as away."""
         self._breaker = breaker
+        self._observer = observer or Unobserved()
         self._topic = access.topics.requests
         self._producer = Producer(
             access.client(
@@ -67,7 +78,8 @@ class KafkaRequestLog:
 
     async def append(self, events: Sequence[LearningEvent]) -> list[str]:
         async with self._breaker.guard():
-            return await self._append(events)
+            with self._observer.sending(len(events)) as trace_headers:
+                return await self._append(events, [("content-type", JSON), *trace_headers])
 
     def close(self) -> None:
         """Delivers what is under way, as long as its timeout allows."""
@@ -75,7 +87,7 @@ class KafkaRequestLog:
         self._closing.set()
         self._reports.join()
 
-    async def _append(self, events: Sequence[LearningEvent]) -> list[str]:
+    async def _append(self, events: Sequence[LearningEvent], headers: Headers) -> list[str]:
         loop = asyncio.get_running_loop()
         appended: asyncio.Future[list[str]] = loop.create_future()
 
@@ -94,7 +106,7 @@ class KafkaRequestLog:
                     self._topic,
                     key=event.student.student_id,
                     value=encode_event(event),
-                    headers=[("content-type", JSON)],
+                    headers=headers,
                     on_delivery=appending.report_to(index),
                 )
         except (BufferError, KafkaException) as error:

@@ -1,0 +1,117 @@
+"""The telemetry of one process: what its parts are observed by, and who gets to see it.
+
+Metrics are shown to Prometheus and, where an OTLP endpoint is set, sent there; so are traces. Where and how is
+said by the standard `OTEL_…` variables, which the SDK reads itself: endpoint, headers, certificates, sampler.
+"""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import structlog
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, start_http_server
+
+from mastery_grpc.telemetry.calls import CallTelemetry
+from mastery_grpc.telemetry.commands import CommandTelemetry
+from mastery_grpc.telemetry.events import EventTelemetry
+from mastery_grpc.telemetry.instruments import METER, Histograms, Instruments, PrometheusReader, PushingReader
+from mastery_grpc.telemetry.kafka import KafkaTelemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.metrics import Meter
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.trace import Tracer
+
+NAMESPACE = "mastery-engine"
+
+log = structlog.get_logger(__name__)
+
+
+class ProcessTelemetry:
+    """What observes the parts of a process. Without arguments nobody gets to see it."""
+
+    def __init__(
+        self, meter: Meter | None = None, histograms: Histograms | None = None, tracer: Tracer | None = None
+    ) -> None:
+        """Without a `tracer` no spans are made; a trace that a call came with goes on all the same."""
+        self.instruments = Instruments(meter or NoOpMeterProvider().get_meter(METER), histograms or Histograms())
+        self.calls = CallTelemetry(self.instruments, tracer)
+        self.commands = CommandTelemetry(self.instruments, tracer)
+        self.events = EventTelemetry(self.instruments)
+        self.kafka = KafkaTelemetry(self.instruments, tracer)
+
+
+@contextmanager
+def running_telemetry(
+    role: str, *, host: str, port: int, sends_metrics: bool, sends_traces: bool
+) -> Iterator[tuple[ProcessTelemetry, int]]:
+    """Shows `/metrics`, and sends what is to be sent, while the context is open; yields telemetry and port.
+
+    `role` tells server from worker. Raises OSError if the port is taken.
+    """
+    resource = resource_of(role)
+    histograms = Histograms()
+    with ExitStack() as stack:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        readers: list[MetricReader] = [PrometheusReader(histograms, registry=registry)]
+        if sends_metrics:
+            readers.append(_otlp_reader(histograms))
+        meters = MeterProvider(readers, resource, shutdown_on_exit=False)
+        stack.callback(meters.shutdown)
+        tracer = stack.enter_context(_otlp_tracer(resource)) if sends_traces else None
+        telemetry = ProcessTelemetry(meters.get_meter(METER), histograms, tracer)
+        server, thread = start_http_server(port, host, registry)
+        stack.callback(thread.join)
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        log.info(
+            "serving metrics", port=server.server_port, sends_metrics=sends_metrics, sends_traces=sends_traces
+        )
+        yield telemetry, server.server_port
+
+
+def resource_of(role: str) -> Resource:
+    """Returns what is said of this process everywhere; `OTEL_SERVICE_NAME` and the like have the last word."""
+    own = {
+        "service.namespace": NAMESPACE,
+        "service.name": f"mastery-{role}",
+        "service.version": version("mastery-grpc"),
+        "service.instance.id": str(uuid.uuid4()),
+    }
+    given = Resource.create().attributes
+    is_named = not str(given["service.name"]).startswith("unknown_service")
+    kept = {name: value for name, value in given.items() if name != "service.name" or is_named}
+    return Resource({**own, **kept})
+
+
+# The exporters, and the protos that they speak, are loaded only where they are used.
+
+
+def _otlp_reader(histograms: Histograms) -> MetricReader:
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+
+    return PushingReader(histograms, exporter=OTLPMetricExporter())
+
+
+@contextmanager
+def _otlp_tracer(resource: Resource) -> Iterator[Tracer]:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        yield provider.get_tracer(METER)
+    finally:
+        provider.shutdown()

@@ -417,6 +417,7 @@ def worker_side(
         "MASTERY_KAFKA_TRANSACTIONS": str(broker.isolation),
         "MASTERY_INGEST_GROUP": group,
         "MASTERY_INGEST_HEALTH_PORT": str(health_port),
+        "MASTERY_METRICS_PORT": "0",
         "MASTERY_GRPC_HOST": "127.0.0.1",
     }
 

@@ -24,10 +24,8 @@ from opentelemetry.sdk.metrics.export import (
     Metric,
     MetricsData,
     PeriodicExportingMetricReader,
-    ScopeMetrics,
 )
 from opentelemetry.sdk.metrics.export import Histogram as HistogramData
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -148,9 +146,13 @@ class Histograms:
         """Returns what the SDK collected, and the histograms with it."""
         now = time.time_ns()
         metrics = [metric for histogram in self._all for metric in histogram.metrics(now)]
-        [resource, *others] = collected.resource_metrics
-        ours = ScopeMetrics(scope=InstrumentationScope(METER), metrics=metrics, schema_url="")
-        return MetricsData([replace(resource, scope_metrics=[*resource.scope_metrics, ours]), *others])
+        # All of one process is about one resource; and a scope that came twice would count once with OTLP.
+        [resource] = collected.resource_metrics
+        scopes = [
+            replace(scope, metrics=[*scope.metrics, *metrics]) if scope.scope.name == METER else scope
+            for scope in resource.scope_metrics
+        ]
+        return MetricsData([replace(resource, scope_metrics=scopes)])
 
 
 class Instruments:

@@ -52,7 +52,7 @@ def span_context_of(context: Context) -> SpanContext:
 
 def sampled(records: Iterable[Pairs]) -> list[SpanContext]:
     """Returns the distinct contexts of records that somebody keeps the trace of, as many as a span may link."""
-    found: dict[SpanContext, None] = {}
+    found: list[SpanContext] = []
     seen: set[str | bytes | None] = set()
     for pairs in records:
         traceparent = next((value for name, value in pairs if name == TRACEPARENT), None)
@@ -60,10 +60,10 @@ def sampled(records: Iterable[Pairs]) -> list[SpanContext]:
             continue
         seen.add(traceparent)
         if (context := context_in(pairs)) is not None and (one := span_context_of(context)).trace_flags.sampled:
-            found[one] = None
+            found.append(one)
         if len(found) == MOST_LINKS:
             break
-    return list(found)
+    return found
 
 
 @contextmanager

@@ -6,7 +6,6 @@ said by the standard `OTEL_…` variables, which the SDK reads itself: endpoint,
 
 from __future__ import annotations
 
-import uuid
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -86,7 +85,6 @@ def resource_of(role: str) -> Resource:
         "service.namespace": NAMESPACE,
         "service.name": f"mastery-{role}",
         "service.version": version("mastery-grpc"),
-        "service.instance.id": str(uuid.uuid4()),
     }
     given = Resource.create().attributes
     is_named = not str(given["service.name"]).startswith("unknown_service")

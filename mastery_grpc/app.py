@@ -31,7 +31,7 @@ from mastery_grpc.rpc.health import Health
 from mastery_grpc.rpc.pipeline import CallPipeline
 from mastery_grpc.rpc.server import build_server, health_server
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
-from mastery_grpc.telemetry.process import ProcessTelemetry, running_telemetry
+from mastery_grpc.telemetry.process import ProcessTelemetry, Sending, running_telemetry
 from mastery_grpc.telemetry.states import (
     observe_breakers,
     observe_caches,
@@ -231,9 +231,13 @@ async def ingest(settings: Settings) -> None:
 def told_of(role: str, settings: Settings) -> Iterator[tuple[ProcessTelemetry, int]]:
     """Shows and sends the telemetry of this process while the context is open; yields it and the port of the
     metrics."""
-    sending = {"sends_metrics": settings.sends_metrics(), "sends_traces": settings.sends_traces()}
+    sending = Sending(
+        metrics=settings.sends_metrics(),
+        traces=settings.sends_traces(),
+        sampler_is_set=bool(settings.otel_traces_sampler),
+    )
     _check_port(settings.grpc_host, settings.metrics_port, "METRICS_PORT")
-    with running_telemetry(role, host=settings.grpc_host, port=settings.metrics_port, **sending) as told:
+    with running_telemetry(role, sending, host=settings.grpc_host, port=settings.metrics_port) as told:
         yield told
 
 

@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     otel_exporter_otlp_protocol: Annotated[str, Field(validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL")] = "grpc"
     otel_traces_exporter: Annotated[str, Field(validation_alias="OTEL_TRACES_EXPORTER")] = ""
     otel_metrics_exporter: Annotated[str, Field(validation_alias="OTEL_METRICS_EXPORTER")] = ""
+    otel_traces_sampler: Annotated[str, Field(validation_alias="OTEL_TRACES_SAMPLER")] = ""
     otel_sdk_disabled: Annotated[bool, Field(validation_alias="OTEL_SDK_DISABLED")] = False
 
     breaker_failures: Annotated[int, Field(ge=1)] = 5

@@ -7,6 +7,7 @@ said by the standard `OTEL_…` variables, which the SDK reads itself: endpoint,
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,20 @@ if TYPE_CHECKING:
 
 NAMESPACE = "mastery-engine"
 
+DEFAULT_SHARE = 0.1
+"""Of the calls that come without a trace, so many begin one, unless a sampler is set."""
+
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """What goes out by OTLP."""
+
+    metrics: bool = False
+    traces: bool = False
+    sampler_is_set: bool = False
+    """Whether the SDK finds in its variables which traces are kept."""
 
 
 class ProcessTelemetry:
@@ -50,7 +64,7 @@ class ProcessTelemetry:
 
 @contextmanager
 def running_telemetry(
-    role: str, *, host: str, port: int, sends_metrics: bool, sends_traces: bool
+    role: str, sending: Sending, *, host: str, port: int
 ) -> Iterator[tuple[ProcessTelemetry, int]]:
     """Shows `/metrics`, and sends what is to be sent, while the context is open; yields telemetry and port.
 
@@ -63,18 +77,21 @@ def running_telemetry(
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         readers: list[MetricReader] = [PrometheusReader(histograms, registry=registry)]
-        if sends_metrics:
+        if sending.metrics:
             readers.append(_otlp_reader(histograms))
         meters = MeterProvider(readers, resource, shutdown_on_exit=False)
         stack.callback(meters.shutdown)
-        tracer = stack.enter_context(_otlp_tracer(resource)) if sends_traces else None
+        tracer = stack.enter_context(_otlp_tracer(resource, sending)) if sending.traces else None
         telemetry = ProcessTelemetry(meters.get_meter(METER), histograms, tracer)
         server, thread = start_http_server(port, host, registry)
         stack.callback(thread.join)
         stack.callback(server.server_close)
         stack.callback(server.shutdown)
         log.info(
-            "serving metrics", port=server.server_port, sends_metrics=sends_metrics, sends_traces=sends_traces
+            "serving metrics",
+            port=server.server_port,
+            sends_metrics=sending.metrics,
+            sends_traces=sending.traces,
         )
         yield telemetry, server.server_port
 
@@ -102,12 +119,15 @@ def _otlp_reader(histograms: Histograms) -> MetricReader:
 
 
 @contextmanager
-def _otlp_tracer(resource: Resource) -> Iterator[Tracer]:
+def _otlp_tracer(resource: Resource, sending: Sending) -> Iterator[Tracer]:
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    # A span costs about 60 µs until it is sent, a tenth and more of a short call: kept of all, they would be felt.
+    sampler = None if sending.sampler_is_set else ParentBased(TraceIdRatioBased(DEFAULT_SHARE))
+    provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     try:
         yield provider.get_tracer(METER)

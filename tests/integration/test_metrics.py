@@ -109,6 +109,7 @@ async def test_a_collector_that_is_away_harms_no_call_and_is_said_in_json(redis_
     [nobody] = free_ports(1)
     given = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{nobody}",
+        "OTEL_TRACES_SAMPLER": "always_on",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }

@@ -379,8 +379,8 @@ async def audit_costs(redis_url: str) -> None:
 
 
 def bench_telemetry(rounds: int, seconds: float, most_events: int) -> Figures:
-    """GetMastery, found in L1, and ingest, against the same program with nobody looking: with metrics for Prometheus;
-    with all that an OTLP endpoint switches on; and with a trace of each call."""
+    """GetMastery, found in L1, and ingest, against the same program with nobody looking: with metrics for
+    Prometheus; with all that an OTLP endpoint switches on; and with a trace of each call."""
     with ExitStack() as stack:
         [collector_port] = free_ports(1)
         directory = stack.enter_context(scratch_directory("mastery-bench-"))

@@ -6,6 +6,7 @@ said by the standard `OTEL_…` variables, which the SDK reads itself: endpoint,
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 NAMESPACE = "mastery-engine"
 
+FAREWELL_SECONDS = 2.0
+"""How long a process that ends tries to send what is left, traces and metrics each."""
 DEFAULT_SHARE = 0.1
 """Of the calls that come without a trace, so many begin one, unless a sampler is set."""
 
@@ -80,7 +83,7 @@ def running_telemetry(
         if sending.metrics:
             readers.append(_otlp_reader(histograms))
         meters = MeterProvider(readers, resource, shutdown_on_exit=False)
-        stack.callback(meters.shutdown)
+        stack.callback(meters.shutdown, FAREWELL_SECONDS * 1000)
         tracer = stack.enter_context(_otlp_tracer(resource, sending)) if sending.traces else None
         telemetry = ProcessTelemetry(meters.get_meter(METER), histograms, tracer)
         server, thread = start_http_server(port, host, registry)
@@ -128,8 +131,13 @@ def _otlp_tracer(resource: Resource, sending: Sending) -> Iterator[Tracer]:
     # A span costs 60 µs and more until it is sent: with one of each, a short call takes half as much time again.
     sampler = None if sending.sampler_is_set else ParentBased(TraceIdRatioBased(DEFAULT_SHARE))
     provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     try:
         yield provider.get_tracer(METER)
     finally:
+        # The SDK would wait for a collector that is away for longer than the process may take to end.
+        impatience = threading.Timer(FAREWELL_SECONDS, exporter.shutdown)
+        impatience.start()
         provider.shutdown()
+        impatience.cancel()

@@ -9,6 +9,7 @@ from urllib.request import urlopen
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from mastery_grpc.telemetry.process import FAREWELL_SECONDS
 from tests.integration.serving import connected, eventually, failure_of
 from tests.integration.test_server_process import DRAIN, Server, assert_one_clear_line, serving, stopped
 from tests.real.processes import free_ports
@@ -105,13 +106,14 @@ def test_a_protocol_of_otlp_that_is_not_spoken_ends_the_start_with_one_clear_lin
     assert_one_clear_line(ended, "OTEL_EXPORTER_OTLP_PROTOCOL: only grpc is spoken")
 
 
-async def test_a_collector_that_is_away_harms_no_call_and_is_said_in_json(redis_url: str, tmp_path: Path) -> None:
+async def test_a_collector_that_is_away_harms_no_call_and_no_end_and_is_said_in_json(
+    redis_url: str, tmp_path: Path
+) -> None:
     [nobody] = free_ports(1)
     given = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{nobody}",
         "OTEL_TRACES_SAMPLER": "always_on",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }
     async with serving(redis_url, tmp_path, **given) as (server, engine):
 
@@ -121,7 +123,7 @@ async def test_a_collector_that_is_away_harms_no_call_and_is_said_in_json(redis_
 
         await eventually(is_said, within=20)
         server.process.terminate()
-        assert await server.ended(within=DRAIN + 10) == 0
+        assert await server.ended(within=DRAIN + 2 * FAREWELL_SECONDS + 5) == 0
 
 
 def two_free_ports_in_a_row() -> int:

@@ -143,6 +143,13 @@ def test_round_trips_to_redis_are_within_the_calls_that_make_them(told: Told) ->
     assert {"MGET", "EVALSHA"} <= within
 
 
+def test_a_call_without_a_trace_begins_its_own_whatever_came_before_it_on_the_connection(told: Told) -> None:
+    roots = [span for _, span in told.spans if span.name == "mastery.v1.MasteryService/GetMastery"]
+    assert len(roots) > 5
+    assert {span.parent_span_id for span in roots} == {b""}
+    assert len({span.trace_id for span in roots}) == len(roots)
+
+
 # --- logs -------------------------------------------------------------------------------------------------
 
 

@@ -19,19 +19,19 @@ TEXTS = ("event", "error", "cause", "reason", "text", "exception")
 
 def configure_logs(to: TextIO) -> None:
     """Sends all log lines there, those of libraries included."""
-    for_people = to.isatty()
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         with_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Not rich's tracebacks: they show the values of variables, and thereby whom they are about.
-    render: list[Processor] = (
-        [without_ids, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if for_people
-        else [structlog.processors.format_exc_info, without_ids, structlog.processors.JSONRenderer()]
-    )
+    # Plain tracebacks everywhere: rich's show the values of variables, and thereby whom they are about.
+    for_people = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    render: list[Processor] = [
+        structlog.processors.format_exc_info,
+        without_ids,
+        for_people if to.isatty() else structlog.processors.JSONRenderer(),
+    ]
     structlog.configure(
         processors=[*common, *render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

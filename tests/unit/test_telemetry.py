@@ -234,11 +234,16 @@ def test_the_operator_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None
 # --- logs -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def lines() -> Iterator[StringIO]:
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(params=[StringIO])
+def lines(request: pytest.FixtureRequest) -> Iterator[StringIO]:
     before = structlog.get_config()
     root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
-    lines = StringIO()
+    lines: StringIO = request.param()
     configure_logs(lines)
     yield lines
     structlog.configure(**before)
@@ -251,11 +256,12 @@ def test_libraries_warnings_are_json_as_well(lines: StringIO) -> None:
     assert (line["event"], line["logger"], line["level"]) == ("it is away", "some.library", "warning")
 
 
+@pytest.mark.parametrize("lines", [StringIO, Terminal], indirect=True)
 def test_a_key_of_redis_in_an_error_names_nobody(lines: StringIO) -> None:
     error = RuntimeError("Command # 1 (GET school:x:student:{Zoe}:events) of pipeline caused error: BUSY")
     structlog.get_logger().error("unexpected error", error=str(error), exc_info=error)
     assert "Zoe" not in lines.getvalue()
-    assert "student:{…}:events" in json.loads(lines.getvalue())["error"]
+    assert lines.getvalue().count("student:{") == 2  # in the field and in the stack
 
 
 def test_a_line_tells_the_span_that_it_was_written_in(lines: StringIO, shown: Shown) -> None:

@@ -46,6 +46,8 @@ def configure_logs(to: TextIO) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # gRPC keeps quiet by itself, and has a stack to show for every connection that somebody breaks.
+    logging.getLogger("grpc").propagate = False
 
 
 def with_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

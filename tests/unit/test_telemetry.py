@@ -248,12 +248,18 @@ def lines(request: pytest.FixtureRequest) -> Iterator[StringIO]:
     yield lines
     structlog.configure(**before)
     root.handlers[:] = handlers
+    logging.getLogger("grpc").propagate = True
 
 
 def test_libraries_warnings_are_json_as_well(lines: StringIO) -> None:
     logging.getLogger("some.library").warning("it is %s", "away")
     line = json.loads(lines.getvalue())
     assert (line["event"], line["logger"], line["level"]) == ("it is away", "some.library", "warning")
+
+
+def test_grpc_says_nothing_of_the_connections_that_others_break(lines: StringIO) -> None:
+    logging.getLogger("grpc._cython.cygrpc").error("raised in core", exc_info=RuntimeError())
+    assert lines.getvalue() == ""
 
 
 @pytest.mark.parametrize("lines", [StringIO, Terminal], indirect=True)

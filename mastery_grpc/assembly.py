@@ -81,11 +81,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.event_observer import EventObserver
     from mastery_grpc.application.held_data import HeldData
     from mastery_grpc.application.rate_limits import Quotas
     from mastery_grpc.domain.errors import Unavailable
     from mastery_grpc.domain.forecasting.forecast import Forecaster
     from mastery_grpc.ingest.request_log import KafkaRequestLog
+    from mastery_grpc.storage.command_observer import CommandObserver
 
 COUNTING_INTERVAL = 5.0
 """Seconds between two writes of what courses did; a crash loses so much of it."""
@@ -172,13 +174,16 @@ class Storage:
 
 
 @asynccontextmanager
-async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[Storage]:
+async def opened_storage(
+    settings: Settings, breaker: CircuitBreaker | None, observer: CommandObserver | None = None
+) -> AsyncIterator[Storage]:
     """Yields the storage; nothing is asked of Redis yet. Raises SettingsError for an address that is none."""
     try:
         client = connect(
             settings.redis_url,
             timeout=settings.redis_timeout,
             max_connections=settings.redis_max_connections,
+            observer=observer,
         )
     except ValueError as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
@@ -249,18 +254,24 @@ class Services:
 
     servicers: dict[ServiceDescriptor, object]
     forecaster: WatchedForecaster
+    predict: PredictMastery
     verify: VerifyForecasts
     audit: AuditLog
     forget: ForgetOverdue
 
 
-def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
+def services_of(
+    settings: Settings,
+    storage: Storage,
+    request_log: KafkaRequestLog | None,
+    observer: EventObserver | None = None,
+) -> Services:
     """Returns the services on a storage; without a request log, events are applied but not published."""
     rules, terms = settings.scoring_rules(), settings.forecast_terms()
     forecaster = WatchedForecaster(
         forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
     )
-    accept = AcceptEvents(storage.apply, request_log, clock=utc_now)
+    accept = AcceptEvents(storage.apply, request_log, clock=utc_now, observer=observer)
     servicer = MasteryServicer(
         read=ReadMastery(storage.reader, storage.repository),
         calculate=CalculateMastery(
@@ -326,7 +337,7 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         log_retention=settings.retention().event_log,
         clock=utc_now,
     )
-    return Services(servicers, forecaster, verify, audit, forget)
+    return Services(servicers, forecaster, predict, verify, audit, forget)
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:

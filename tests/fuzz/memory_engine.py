@@ -58,6 +58,7 @@ class MemoryContext:
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.answer: bytes | None = None
+        self._code: grpc.StatusCode | None = None
 
     def invocation_metadata(self) -> tuple[tuple[str, Any], ...]:
         return (("caller", self.caller),)
@@ -67,11 +68,15 @@ class MemoryContext:
     def time_remaining(self) -> float:
         return 60.0
 
+    def code(self) -> grpc.StatusCode | None:
+        return self._code
+
     async def write(self, answer: bytes) -> None:
         self.answer = answer
         raise _Enough
 
     async def abort(self, code: grpc.StatusCode, details: str, trailers: Trailers) -> NoReturn:
+        self._code = code
         raise Refused(code, details, trailers)
 
 

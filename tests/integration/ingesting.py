@@ -253,6 +253,7 @@ def settings_for(broker: KafkaBroker, topics: MasteryTopics, redis_url: str, **o
         "kafka_transactions": broker.isolation,
         "ingest_group": f"ingest-{uuid.uuid4().hex[:8]}",
         "ingest_health_port": 0,
+        "metrics_port": 0,
         "grpc_host": "127.0.0.1",
         "grpc_port": 0,
         "grpc_drain_timeout": 15.0,

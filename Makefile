@@ -25,7 +25,7 @@ run: $(READY)  ## Run everything here, with a simulated class; Ctrl-C stops it
 
 .PHONY: test
 test: $(READY)  ## Run the tests, on a real Redis and a real Kafka where one can be had
-	@$(BIN)/pytest -q tests/unit tests/contract tests/integration
+	@$(BIN)/pytest -q tests/unit tests/contract tests/client tests/integration
 
 .PHONY: e2e
 e2e: $(READY)  ## Run the end-to-end tests: the service's own processes on Redis and Apache Kafka

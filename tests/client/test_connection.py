@@ -14,8 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from mastery_client import AsyncClient, Client, Tls, Unauthenticated, Unavailable
-from mastery_client.channel import is_loopback, is_plaintext, service_config
-from mastery_client.client import repeatable_methods
+from mastery_client.channel import is_loopback, is_plaintext
 from mastery_client.testing import FakeServer
 from mastery_client.tokens import Token
 from tests.client.conftest import TOKEN
@@ -218,15 +217,6 @@ async def test_the_trace_of_the_caller_goes_with_the_call_in_both_faces(fake: Fa
     assert without is None
     assert expected in (awaited or "")
     assert expected in (waited or "")
-
-
-def test_calls_go_to_all_healthy_addresses_in_turn() -> None:
-    config = service_config(repeatable_methods())
-
-    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
-    assert config["healthCheckConfig"] == {"serviceName": ""}
-    [repeated] = config["methodConfig"]
-    assert repeated["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 
 
 async def test_calls_are_spread_over_the_addresses() -> None:

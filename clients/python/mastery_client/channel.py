@@ -21,7 +21,8 @@ LARGEST_ANSWER = 16 * MEBIBYTE
 KEEPALIVE_SECONDS = 30.0
 """The service cuts off who pings more often than every 10 s."""
 KEEPALIVE_TIMEOUT_SECONDS = 10.0
-LONGEST_RECONNECT_SECONDS = 5.0
+SHORTEST_RECONNECT_SECONDS, LONGEST_RECONNECT_SECONDS = 0.1, 5.0
+"""Between attempts to connect, while calls fail at once: gRPC's own 1 s and 2 min are too long for a restart."""
 MOST_ATTEMPTS = 4
 
 
@@ -99,16 +100,19 @@ def _options(repeatable: Iterable[MethodDescriptor]) -> list[tuple[str, Any]]:
         # A connection that a load balancer dropped in a quiet hour is found out before the next call needs it.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", round(SHORTEST_RECONNECT_SECONDS * 1000)),
         ("grpc.max_reconnect_backoff_ms", round(LONGEST_RECONNECT_SECONDS * 1000)),
     ]
 
 
 def service_config(repeatable: Iterable[MethodDescriptor]) -> dict[str, Any]:
-    """Returns gRPC's service config: calls go to all addresses in turn, to those in good health, and the
-    `repeatable` methods are tried again when the service is away."""
+    """Returns gRPC's service config: calls go in turn to all addresses that serve, and `repeatable` methods are
+    tried again when the service is away."""
     return {
         "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": ""},
+        # Not "": a server whose Redis is away still says so and when to come back, and answers what it has cached.
+        # A server that is about to stop reports this too, and is asked no more.
+        "healthCheckConfig": {"serviceName": "liveness"},
         "methodConfig": [
             {
                 "name": [

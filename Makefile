@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/master
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	@echo "setting up $(VENV) (once, about a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,embedded,train,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,cli,embedded,train,dev]'
 	@touch $@
 
 .PHONY: run

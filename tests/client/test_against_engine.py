@@ -280,6 +280,20 @@ async def test_a_watcher_misses_nothing_new_and_sees_nothing_twice_over_restarts
         assert versions == sorted(set(versions))
 
 
+async def test_a_watcher_does_not_notice_that_the_server_keeps_no_connection_for_long(redis_url: str) -> None:
+    short = {"grpc_max_connection_age": 0.5, "grpc_max_connection_age_grace": 0.2}
+    async with (
+        running_engine(redis_url, **short) as engine,
+        AsyncClient(f"127.0.0.1:{engine.port}", token=token()) as client,
+        aclosing(client.mastery.watch_mastery(student_ids=["s1"])) as updates,
+    ):
+        for version in range(1, 5):
+            await client.mastery.calculate_mastery(student_id="s1", components=components())
+            async with asyncio.timeout(PATIENCE):
+                assert (await anext(updates)).mastery.version == version
+            await asyncio.sleep(1)
+
+
 async def test_a_stream_of_events_loses_and_doubles_none_over_restarts(engine: Restartable) -> None:
     total, students = 3000, 20
     events = [quiz_event(number=n, student_id=f"s{n % students}") for n in range(1, total + 1)]

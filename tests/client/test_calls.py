@@ -2,7 +2,8 @@
 
 import asyncio
 import uuid
-from typing import Any
+from collections.abc import AsyncGenerator, Generator
+from typing import Any, assert_type
 
 import grpc
 import pytest
@@ -18,6 +19,7 @@ from mastery.v1 import (
 from mastery.v1 import mastery_service_pb2 as pb
 from mastery_client import (
     AsyncClient,
+    Client,
     Conflict,
     DeadlineExceeded,
     InvalidRequest,
@@ -28,8 +30,8 @@ from mastery_client import (
     error_of,
 )
 from mastery_client.client import repeatable_methods
-from mastery_client.methods import Service
-from mastery_client.services import SERVICES
+from mastery_client.methods import Async, Service
+from mastery_client.services import SERVICES, MasteryService
 from mastery_client.testing import FakeServer, status_with
 from tests.client.conftest import TOKEN
 from tests.integration.every_method import contract
@@ -109,6 +111,16 @@ async def test_the_request_of_another_method_is_refused_before_it_is_sent(
 async def test_a_field_that_the_request_has_not_is_refused(client: AsyncClient) -> None:
     with pytest.raises(ValueError, match="studnt_id"):
         await client.mastery.get_mastery(studnt_id="s1")  # type: ignore[call-overload]
+
+
+def test_types_are_those_of_the_contract_in_both_faces(client: AsyncClient, fake: FakeServer) -> None:
+    fake.set_mastery("s1")
+    with Client(fake.address) as waiting:
+        assert_type(waiting.mastery.get_mastery(student_id="s1"), pb.GetMasteryResponse)
+        assert_type(waiting.mastery.get_mastery(pb.GetMasteryRequest(student_id="s1")), pb.GetMasteryResponse)
+        assert_type(waiting.analytics.list_cohorts.each(), Generator[analytics_service_pb2.Cohort, None, None])
+    assert_type(client.mastery.watch_mastery(student_ids=["s1"]), AsyncGenerator[pb.WatchMasteryResponse, None])
+    assert_type(client.with_options(timeout=1).mastery, MasteryService[Async])
 
 
 # --- ids --------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The face whose methods wait: the same surface, usable from anywhere but an event loop of its own."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +91,24 @@ def test_closing_ends_the_calls_of_other_threads(fake: FakeServer) -> None:
     thread.join(timeout=10)
 
     assert [str(error) for error in raised] == ["CANCELLED: the client was closed meanwhile"]
+
+
+def test_a_client_that_was_made_before_a_fork_says_so_in_the_child() -> None:
+    script = """
+import os
+from mastery_client import Client
+client = Client("127.0.0.1:1")
+if (child := os.fork()) == 0:
+    try:
+        client.mastery.get_mastery(student_id="s1")
+    except RuntimeError as error:
+        os._exit(7 if "make it in the child" in str(error) else 1)
+    os._exit(1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    assert run.stdout == "7\n", run.stderr
 
 
 def test_clients_come_and_go(fake: FakeServer) -> None:

@@ -56,6 +56,7 @@ from mastery_client.errors import (
     Unavailable,
     error_of,
 )
+from mastery_client.tokens import Token
 
 __all__ = [
     "AlreadyExists",
@@ -72,6 +73,7 @@ __all__ = [
     "ResourceExhausted",
     "ServerFault",
     "Tls",
+    "Token",
     "Unauthenticated",
     "Unavailable",
     "error_of",

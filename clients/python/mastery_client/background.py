@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,11 +23,15 @@ class BackgroundLoop:
     """Runs coroutines for threads that wait for them. Context variables go with them, and so does a trace."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="mastery-client", daemon=True).start()
 
     def run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         """Returns what the coroutine does. Raises what it raises; an interrupt of the thread cancels it."""
+        if os.getpid() != self._pid:
+            coroutine.close()
+            raise RuntimeError("the process has forked since the client was made: make it in the child")
         waiting = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return waiting.result()
@@ -75,6 +80,10 @@ class BackgroundLoop:
 def background_loop() -> BackgroundLoop:
     """Returns the loop of the process, started when first asked for."""
     return BackgroundLoop()
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=background_loop.cache_clear)
 
 
 async def _next(items: AsyncIterator[_Item]) -> Any:

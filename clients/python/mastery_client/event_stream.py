@@ -51,6 +51,7 @@ class EventSender:
     async def acknowledgements(self) -> AsyncGenerator[pb.StreamEventsResponse]:
         """Raises what the source of events raised, after the acknowledgements of the events before it."""
         reading = asyncio.create_task(self._read_events())
+        self._backoff.succeeded()  # patience begins now
         try:
             while not (self._exhausted and not self._window):
                 error = ended_early()

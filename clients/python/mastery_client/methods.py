@@ -132,7 +132,7 @@ class AsyncUnary(Generic[Fields, Request, Response]):
         return await self._service.connection.call(
             method.descriptor,
             method.request_of(args, fields),
-            deadline=options.timeout or method.timeout or options.default_timeout,
+            deadline=options.timeout or max(method.timeout or 0, options.default_timeout),
             request_id=options.request_id,
         )
 

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 SHORTEST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
+QUIET_SECONDS = 60.0
+"""A call that was open for so long was connected: to fail to connect takes 20 s at most."""
 
 _ENDED = (batch_service_pb2.BATCH_STATE_SUCCEEDED, batch_service_pb2.BATCH_STATE_CANCELLED)
 
@@ -100,9 +102,9 @@ class Backoff:
     async def wait(self, error: MasteryError) -> None:
         """Waits before the next call. Raises the error if another call is no use, or patience is at its end."""
         now = time.monotonic()
-        if now - self._last_attempt > LONGEST_PAUSE:
-            self.succeeded()  # the call was open for long: there may just have been nothing to tell
-        if not error.is_passing or now - self._last_success > self._patience:
+        if now - self._last_attempt > QUIET_SECONDS:
+            self.succeeded()  # there was just nothing to tell
+        if not error.is_passing or now + (error.retry_delay or 0) - self._last_success > self._patience:
             raise error
         pause = random.uniform(0.5, 1) * min(SHORTEST_PAUSE * 2**self._failures, LONGEST_PAUSE)  # noqa: S311
         self._failures += 1

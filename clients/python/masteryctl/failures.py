@@ -1,13 +1,13 @@
 """What becomes of an error: one line that says what is wrong and what may help, and an exit code.
 
-0  done
-1  done, and the answer is bad: events refused, an export that is not whole, a log that was tampered with
-2  the command or the profile is wrong, or the service calls the request invalid
-3  there is no such thing
-4  the token is missing or not accepted, or the caller may not do this
-5  the service is away or too slow, or a limit is reached: the same command may work later
-6  things are not in the state that the command needs
-7  the service does not offer this, or is at fault
+- 0: done
+- 1: done, and the answer is bad: events refused, an export that is not whole, a log that was tampered with
+- 2: the command or the profile is wrong, or the service calls the request invalid
+- 3: there is no such thing
+- 4: the token is missing or not accepted, or the caller may not do this
+- 5: the service is away or too slow, or a limit is reached: the same command may work later
+- 6: things are not in the state that the command needs
+- 7: the service does not offer this, or is at fault
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Who is at risk, watching, the audit log, profiles, and how errors are told."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from mastery.v1 import access_pb2, analytics_service_pb2, prediction_service_pb2
 from mastery.v1 import compliance_service_pb2 as compliance
+from mastery_client import MasteryError, NotOffered, ServerFault
 from mastery_client.testing import FakeServer, status_with
-from masteryctl.failures import EXIT_CODES
+from masteryctl import failures, profiles
 from tests.client.conftest import TOKEN
 from tests.client.masteryctl.conftest import Run
 
@@ -200,7 +202,10 @@ def test_a_service_that_is_not_there_is_named(run: Run) -> None:
 
 
 def test_every_kind_of_error_has_an_exit_code_that_the_docstring_tells() -> None:
-    assert set(EXIT_CODES.values()) <= {2, 3, 4, 5, 6}
+    told = {int(code) for code in re.findall(r"^- (\d):", failures.__doc__ or "", re.MULTILINE)}
+
+    assert set(MasteryError.__subclasses__()) - set(failures.EXIT_CODES) == {NotOffered, ServerFault}
+    assert {0, failures.BAD_ANSWER, failures.SERVER_FAULT, *failures.EXIT_CODES.values()} == told
 
 
 # --- profiles ---------------------------------------------------------------------------------------------
@@ -253,8 +258,6 @@ def test_a_profile_that_cannot_be_used_is_told_in_one_line(
 def test_the_docstring_of_the_profiles_is_a_configuration_that_works(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from masteryctl import profiles
-
     example = (profiles.__doc__ or "").partition("names:\n")[2].partition("\n\nA token")[0]
     (tmp_path / "config.toml").write_text("\n".join(line[4:] for line in example.splitlines()))
 

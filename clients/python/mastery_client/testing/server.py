@@ -133,6 +133,11 @@ class FakeServer:
         self._check(method)
         self._failures[method].extend([None] * after + [status_with(code, **details)] * times)
 
+    def forgive(self, method: str) -> None:
+        """Lets a method fail no more."""
+        self._check(method)
+        self._failures[method].clear()
+
     def hang(self, method: str) -> None:
         """Lets a method never answer."""
         self._check(method)

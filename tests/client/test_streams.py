@@ -155,6 +155,14 @@ def test_over_any_breaks_each_state_is_told_once_at_most_and_the_newest_always(
         assert [version for each, version in told if each == student_id][-1] == newest
 
 
+def test_a_change_that_is_older_than_what_was_told_is_not_told() -> None:
+    reader = MasteryReader()
+
+    told = [reader.is_news(state(version)) for version in (3, 2, 3, 4)]
+
+    assert told == [True, False, False, True]
+
+
 # --- watching a batch -------------------------------------------------------------------------------------
 
 

@@ -258,6 +258,31 @@ def test_a_send_that_failed_goes_on_where_it_stopped(fake: FakeServer, run: Run,
     assert not (tmp_path / "events.jsonl.progress.json").exists()
 
 
+def test_lines_settled_before_any_event_are_not_read_again(fake: FakeServer, run: Run, tmp_path: Path) -> None:
+    written(tmp_path / "events.jsonl", "{broken", "[]", quiz(1))
+    fake.fail("StreamEvents", "PERMISSION_DENIED", times=1000)
+
+    assert "stopped after line 2;" in run("events", "send", "events.jsonl").stderr
+
+
+def test_a_report_that_is_ahead_of_the_saved_progress_is_not_doubled(
+    fake: FakeServer, run: Run, tmp_path: Path
+) -> None:
+    """As a kill between the two leaves it."""
+    written(tmp_path / "events.jsonl", "{broken", quiz(1), "{broken", quiz(2), quiz(3))
+    fake.fail("StreamEvents", "PERMISSION_DENIED", after=2, times=1000)
+    run("events", "send", "events.jsonl")
+    fake.forgive("StreamEvents")
+    state = tmp_path / "events.jsonl.progress.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"line": 2, "accepted": 1, "refused": 1}))
+
+    answer = run("events", "send", "events.jsonl")
+
+    assert "3 events accepted" in answer.output
+    report = (tmp_path / "events.jsonl.refused.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in report] == [1, 3]
+
+
 def test_another_file_of_the_same_name_is_not_gone_on_with(fake: FakeServer, run: Run, tmp_path: Path) -> None:
     written(tmp_path / "events.jsonl", *(quiz(number) for number in range(1, 101)))
     fake.fail("StreamEvents", "PERMISSION_DENIED", after=50, times=1000)

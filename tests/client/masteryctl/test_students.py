@@ -160,7 +160,10 @@ def test_a_trajectory_is_drawn_after_the_history_with_its_interval(known: FakeSe
     # The interval opens to the right: widest in the middle row, nothing at the ends of the scale.
     assert max(interval) == interval[canvas.index(line)] or max(interval) == interval[canvas.index(line) + 1]
     assert interval[0] == interval[-1] == 0
-    assert sum(count > 0 for count in interval) >= 5
+    # As far up as down, but for the row of the line itself.
+    above, below = canvas[: canvas.index(line)], canvas[canvas.index(line) + 1 :]
+    assert sum("░" in row for row in above) >= 3
+    assert sum("░" in row for row in below) >= 3
     assert "░ holds the score with a probability of 80%" in drawn.output
     assert "in 14 days: 0.500 (0.240 to 0.760); pooled 3 on 12 days" in drawn.output
     assert "from 2026-10-26" in drawn.output

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
+from mastery.v1 import (
+    compliance_service_pb2,
+    mastery_service_pb2,
+    prediction_service_pb2,
+    recommendation_service_pb2,
+)
 from mastery_grpc.application.accept_events import AcceptEvents
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.audit_log import AuditLog
@@ -19,10 +24,13 @@ from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
 from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.erase_student import EraseStudent
+from mastery_grpc.application.export_student import ExportStudent
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.recommend import Recommend
+from mastery_grpc.application.retention import policy
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
 from mastery_grpc.domain.audit_chain import AuditKeys
@@ -35,6 +43,7 @@ from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
 from mastery_grpc.rpc.access import AccessRule
+from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
 from mastery_grpc.rpc.prediction_servicer import PredictionServicer
@@ -55,11 +64,13 @@ from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
+from mastery_grpc.storage.redis_student_records import RedisStudentRecords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.held_data import HeldData
     from mastery_grpc.application.rate_limits import Quotas
     from mastery_grpc.domain.errors import Unavailable
     from mastery_grpc.domain.forecasting.forecast import Forecaster
@@ -72,6 +83,7 @@ COURSE_PULSE_CAPACITY = 1000
 TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+COMPLIANCE_SERVICE = compliance_service_pb2.DESCRIPTOR.services_by_name["ComplianceService"]
 RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 
 
@@ -126,13 +138,23 @@ class Storage:
     issued: RedisIssuedForecasts
     audit: RedisAuditStore
     quotas: RedisQuotas
+    records: RedisStudentRecords
+
+    @property
+    def elsewhere(self) -> tuple[HeldData, ...]:
+        """Whoever holds data about students outside of their own keys."""
+        return (self.issued,)
 
 
 @asynccontextmanager
 async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[Storage]:
     """Yields the storage; nothing is asked of Redis yet. Raises SettingsError for an address that is none."""
     try:
-        client = connect(settings.redis_url, timeout=settings.redis_timeout)
+        client = connect(
+            settings.redis_url,
+            timeout=settings.redis_timeout,
+            max_connections=settings.redis_max_connections,
+        )
     except ValueError as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
     retention = settings.retention()
@@ -166,10 +188,11 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         )
         feed = RedisMasteryFeed(client, cache=reader)
         outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
-        issued = RedisIssuedForecasts(client, retention=retention, breaker=breaker)
+        issued = RedisIssuedForecasts(client, retention=retention, clock=utc_now, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
+        records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
         yield Storage(
             repository,
             apply,
@@ -182,6 +205,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             issued,
             audit,
             quotas,
+            records,
         )
     finally:
         await client.aclose()
@@ -203,14 +227,14 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
     forecaster = WatchedForecaster(
         forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
     )
-    accept = AcceptEvents(storage.apply, request_log)
+    accept = AcceptEvents(storage.apply, request_log, clock=utc_now)
     servicer = MasteryServicer(
         read=ReadMastery(storage.reader, storage.repository),
         calculate=CalculateMastery(
             accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
         ),
         accept=accept,
-        watch=WatchMastery(storage.feed, storage.repository),
+        watch=WatchMastery(storage.feed, storage.repository, storage.records),
     )
     verify = VerifyForecasts(
         storage.issued,
@@ -234,12 +258,29 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         on_issued=verify.on_issued,
     )
     recommend = Recommend(storage.advice, config=settings.advice_config(), clock=utc_now, forecasts=predict)
+    audit = audit_log_of(settings, storage.audit)
+    erase = EraseStudent(
+        storage.records,
+        storage.repository,
+        storage.elsewhere,
+        audit,
+        request_log,
+        mark_lifetime=settings.retention().erasure_mark,
+        clock=utc_now,
+    )
+    compliance = ComplianceServicer(
+        export=ExportStudent(storage.records, storage.elsewhere, audit, clock=utc_now),
+        erase=erase,
+        audit=audit,
+        policy=policy(settings.retention()),
+    )
     servicers: dict[ServiceDescriptor, object] = {
         MASTERY_SERVICE: servicer,
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
+        COMPLIANCE_SERVICE: compliance,
     }
-    return Services(servicers, forecaster, verify, audit_log_of(settings, storage.audit))
+    return Services(servicers, forecaster, verify, audit)
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from mastery_grpc.domain.student import Mastery, reweighted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from mastery_grpc.application.accept_events import AcceptEvents
     from mastery_grpc.application.ports import StudentRepository
@@ -33,6 +34,8 @@ class Calculation:
     """For the mastery in the answer only; what is stored always follows the configured weights."""
     request_id: str = ""
     """A UUID in lower case; the same one has its effect once. Empty for a call that always counts."""
+    produced_time: datetime | None = None
+    """When it was asked for, if that was not just now: one from before the student was erased is dropped."""
 
 
 class CalculateMastery:
@@ -55,7 +58,7 @@ class CalculateMastery:
 
     async def __call__(self, calculation: Calculation) -> tuple[Mastery, bool]:
         """Returns the mastery that results, and whether this request had been applied before."""
-        [outcome] = await self._accept([self._event(calculation)])
+        [outcome] = await self._accept([self._event(calculation)], produced_time=calculation.produced_time)
         return _weighted(await self._mastery_in(outcome, calculation), calculation), outcome.duplicate
 
     async def preview(self, calculation: Calculation) -> Mastery:

@@ -10,15 +10,18 @@ from confluent_kafka import KafkaException, Producer
 
 from mastery_grpc.application.event_json import encode_event
 from mastery_grpc.domain.errors import BrokerUnavailable
-from mastery_grpc.ingest.records import JSON, origin_of
+from mastery_grpc.ingest.records import ERASURE, JSON, PRODUCED_TIME, encode_erasure, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from confluent_kafka import KafkaError, Message
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
+    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
     from mastery_grpc.domain.events import LearningEvent
+    from mastery_grpc.ingest.records import Headers
     from mastery_grpc.ingest.topics import KafkaAccess
 
 POLL_SECONDS = 0.1
@@ -65,9 +68,18 @@ class KafkaRequestLog:
         self._reports = threading.Thread(target=self._serve_reports, name="kafka-reports", daemon=True)
         self._reports.start()
 
-    async def append(self, events: Sequence[LearningEvent]) -> list[str]:
+    async def append(self, events: Sequence[LearningEvent], *, produced_time: datetime | None = None) -> list[str]:
+        headers: Headers = [("content-type", JSON)]
+        if produced_time is not None:
+            headers.append((PRODUCED_TIME, b"%d" % (produced_time.timestamp() * 1000)))
+        values = [(event.student.student_id, encode_event(event)) for event in events]
         async with self._breaker.guard():
-            return await self._append(events)
+            return await self._append(values, headers)
+
+    async def append_erasure(self, announcement: ErasureAnnouncement) -> None:
+        headers: Headers = [("content-type", JSON), ("event-type", ERASURE)]
+        async with self._breaker.guard():
+            await self._append([(announcement.student_id, encode_erasure(announcement))], headers)
 
     def close(self) -> None:
         """Delivers what is under way, as long as its timeout allows."""
@@ -75,7 +87,8 @@ class KafkaRequestLog:
         self._closing.set()
         self._reports.join()
 
-    async def _append(self, events: Sequence[LearningEvent]) -> list[str]:
+    async def _append(self, values: Sequence[tuple[str, bytes]], headers: Headers) -> list[str]:
+        """Appends values, each with the student that is its key."""
         loop = asyncio.get_running_loop()
         appended: asyncio.Future[list[str]] = loop.create_future()
 
@@ -87,14 +100,14 @@ class KafkaRequestLog:
             else:
                 appended.set_exception(BrokerUnavailable(f"kafka: {answer.name()}"))
 
-        appending = _Appending(len(events), lambda answer: loop.call_soon_threadsafe(settle, answer))
+        appending = _Appending(len(values), lambda answer: loop.call_soon_threadsafe(settle, answer))
         try:
-            for index, event in enumerate(events):
+            for index, (student_id, value) in enumerate(values):
                 self._producer.produce(
                     self._topic,
-                    key=event.student.student_id,
-                    value=encode_event(event),
-                    headers=[("content-type", JSON)],
+                    key=student_id,
+                    value=value,
+                    headers=headers,
                     on_delivery=appending.report_to(index),
                 )
         except (BufferError, KafkaException) as error:

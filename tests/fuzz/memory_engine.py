@@ -29,6 +29,7 @@ from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
 from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
 from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
 from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
 from tests.integration.serving import quiz_event
 
 Trailers = tuple[tuple[str, str | bytes], ...]
@@ -172,6 +173,7 @@ async def _stream_of(data: bytes) -> AsyncIterator[bytes]:
 
 def _services(settings: Settings) -> Services:
     repository = MemoryStudentRepository(clock=utc_now)
+    records = MemoryStudentRecords(repository)
     advice = MemoryAdviceStore(repository)
     counted = MemoryCoursePulses()
     count_courses = CountCourses(counted, interval=COUNTING_INTERVAL)
@@ -193,7 +195,8 @@ def _services(settings: Settings) -> Services:
         "course_pulses": CachedCoursePulses(counted, capacity=10, lifetime=1.0, timer=time.monotonic),
         "outlooks": MemoryOutlookStore(repository),
         "advice": advice,
-        "issued": MemoryIssuedForecasts(),
+        "issued": MemoryIssuedForecasts(records),
+        "records": records,
         "audit": MemoryAuditStore(),
     }
     # What no servicer needs is left out.

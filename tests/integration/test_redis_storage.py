@@ -107,6 +107,8 @@ async def test_a_student_is_kept_under_the_documented_keys_for_the_documented_ti
         f"{before}student:{{student_12345}}:profile:current_mastery": -1,
         f"{before}student:{{student_12345}}:events": 90 * DAY,
         f"{before}student:{{student_12345}}:activity:recent": 30 * DAY,
+        f"{before}student:{{student_12345}}:mastery:days": 90 * DAY,
+        f"{before}students": -1,
         f"{before}processed:{{student_12345}}:00000001-0000-4000-8000-000000000000": 7 * DAY,
         f"{before}processed:{{student_12345}}:00000002-0000-4000-8000-000000000000": 7 * DAY,
     }
@@ -551,6 +553,18 @@ async def test_a_cluster_that_cannot_be_reached_at_first_is_unavailable() -> Non
 # --- size -------------------------------------------------------------------------------------------------
 
 
+async def test_more_calls_at_once_than_connections_wait_for_one(redis_url: str) -> None:
+    client = connect(redis_url, timeout=10, max_connections=4)
+    repository = RedisStudentRepository(client, retention=Retention())
+    await asyncio.gather(
+        *(apply(repository, quiz(number=number, of=student(f"s{number}"))) for number in range(200))
+    )
+    found = await asyncio.gather(*(mastery_in(repository, student(f"s{number}")) for number in range(200)))
+    assert all(mastery is not None for mastery in found)
+    assert int((await client.info("clients"))["connected_clients"]) <= 4 + 1
+    await client.aclose()
+
+
 async def test_memory_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     students, events_each = 200, 50
     with standalone() as server, server.client() as stored:
@@ -568,7 +582,7 @@ async def test_memory_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
                 )
         used = int(stored.info("memory")["used_memory"]) - empty
         by_kind: dict[str, int] = {}
-        for name in stored.scan_iter(count=1000):
+        for name in stored.scan_iter("*student_*", count=1000):
             kind = next(part for part in ("processed", ":events", ":mastery:", ":") if part in name)
             by_kind[kind] = by_kind.get(kind, 0) + int(stored.memory_usage(name, samples=0))
     in_records, in_logs = by_kind["processed"], by_kind[":events"]

@@ -118,6 +118,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
                 storage.count_courses.run(),
                 services.verify.run(),
                 services.audit.run(),
+                services.forget.run(),
                 health.run(),
                 keys.run(),
                 limiter.run(),

@@ -26,6 +26,7 @@ from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreake
 from mastery_grpc.application.course_pulse import CountCourses
 from mastery_grpc.application.erase_student import EraseStudent
 from mastery_grpc.application.export_student import ExportStudent
+from mastery_grpc.application.forget_overdue import ForgetOverdue
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_mastery import ReadMastery
@@ -41,7 +42,7 @@ from mastery_grpc.domain.forecasting.pooled import read_forecaster, shipped_fore
 from mastery_grpc.domain.forecasting.watched import WatchedForecaster
 from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
-from mastery_grpc.ingest.topics import KafkaAccess, Topics
+from mastery_grpc.ingest.topics import KafkaAccess, Topics, TopicTerms
 from mastery_grpc.rpc.access import AccessRule
 from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
@@ -65,6 +66,7 @@ from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from mastery_grpc.storage.redis_student_records import RedisStudentRecords
+from mastery_grpc.storage.redis_upkeep import RedisUpkeepClaims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,6 +109,15 @@ def kafka_access(settings: Settings) -> KafkaAccess:
     )
 
 
+def topic_terms(settings: Settings) -> TopicTerms:
+    """Returns how the topics are to be laid out."""
+    return TopicTerms(
+        partitions=settings.kafka_partitions,
+        dead_letter_partitions=settings.kafka_dlq_partitions,
+        replication_factor=settings.kafka_replication_factor,
+    )
+
+
 def forecaster_of(settings: Settings) -> Forecaster:
     """Returns the forecaster as set. Raises SettingsError for a model file that cannot be used."""
     match settings.forecaster:
@@ -139,6 +150,7 @@ class Storage:
     audit: RedisAuditStore
     quotas: RedisQuotas
     records: RedisStudentRecords
+    claims: RedisUpkeepClaims
 
     @property
     def elsewhere(self) -> tuple[HeldData, ...]:
@@ -206,6 +218,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             audit,
             quotas,
             records,
+            RedisUpkeepClaims(client),
         )
     finally:
         await client.aclose()
@@ -219,6 +232,7 @@ class Services:
     forecaster: WatchedForecaster
     verify: VerifyForecasts
     audit: AuditLog
+    forget: ForgetOverdue
 
 
 def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
@@ -280,7 +294,15 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
         COMPLIANCE_SERVICE: compliance,
     }
-    return Services(servicers, forecaster, verify, audit)
+    forget = ForgetOverdue(
+        storage.repository,
+        storage.advice,
+        storage.claims,
+        rules=rules,
+        log_retention=settings.retention().event_log,
+        clock=utc_now,
+    )
+    return Services(servicers, forecaster, verify, audit, forget)
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:

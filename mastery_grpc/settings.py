@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     kafka_requests_topic: str = "mastery.requests"
     kafka_results_topic: str = "mastery.results"
     kafka_dlq_topic: str = "mastery.dlq"
+    kafka_partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
+    """Of the requests and of the results: so many workers can share the work."""
+    kafka_dlq_partitions: Annotated[int, Field(ge=1, le=10_000)] = 3
+    kafka_replication_factor: Annotated[int, Field(ge=0, le=32_767)] = 0
+    """How many brokers hold each partition of the topics that we create; 0: as the broker has it."""
     kafka_properties: dict[str, Any] = {}
     """Further librdkafka properties as JSON, such as {"security.protocol": "SASL_SSL"}."""
     kafka_transactions: bool = True

@@ -18,12 +18,13 @@ from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.commands import dlq
 from mastery_grpc.commands.audit import audit
 from mastery_grpc.commands.backtest import backtest
+from mastery_grpc.commands.health import health
 from mastery_grpc.commands.import_student import import_student
 from mastery_grpc.commands.process import log_json, run_async
 from mastery_grpc.commands.rebuild import rebuild
+from mastery_grpc.commands.topics import topics
 from mastery_grpc.commands.train import train
 from mastery_grpc.domain.errors import InvalidInput, Unavailable
-from mastery_grpc.ingest.topics import create_topics
 from mastery_grpc.processes import run_processes
 from mastery_grpc.rpc.authentication import issue_token
 from mastery_grpc.settings import Settings, SettingsError, read_settings
@@ -34,8 +35,10 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 cli.add_typer(dlq.cli, name="dlq")
 cli.command()(audit)
 cli.command("import")(import_student)
+cli.command()(health)
 cli.command()(rebuild)
 cli.command()(backtest)
+cli.command()(topics)
 cli.command()(train)
 
 
@@ -85,14 +88,6 @@ def dev(
     data.mkdir(parents=True, exist_ok=True)
     log_json((data / "log.jsonl").open("a"))
     run_async(run_dev(data, learners=learners, seed=seed, days_per_second=speed, console=Console()))
-
-
-@cli.command()
-def topics() -> None:
-    """Create the topics that are missing."""
-    log_json()
-    created = create_topics(assembly.kafka_access(read_settings()))
-    typer.echo("\n".join(f"created {name}" for name in created) or "all topics exist")
 
 
 @cli.command()

@@ -163,6 +163,11 @@ AUDIT_UPKEEP = "audit:upkeep"
 """The key by which one process tells the others that it does the upkeep of the audit logs."""
 
 
+def upkeep(work: str) -> str:
+    """Returns the key by which one process tells the others that it does some upkeep."""
+    return f"upkeep:{work}"
+
+
 def quota(caller: Caller, call_class: CallClass) -> str:
     """Returns the key of how many calls of a class a caller made lately; who he is cannot be read from it."""
     who = f"{caller.school_id}/{caller.role}/{caller.subject}"

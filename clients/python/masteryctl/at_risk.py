@@ -49,7 +49,6 @@ def at_risk(
         return
     if found:
         print_table(
-            "",
             ["student", "risk", "score", "days", "why"],
             [
                 [

@@ -46,7 +46,6 @@ def list_entries(
         print_json([as_json(entry) for entry in entries])
         return
     print_table(
-        "",
         ["no", "time (UTC)", "caller", "role", "method", "student", "code"],
         [
             [

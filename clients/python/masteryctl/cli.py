@@ -22,6 +22,7 @@ cli = typer.Typer(
     cls=TellingGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__,
     epilog=f"The configuration file is {config_file()}. Ends with 0: done; 1: the answer is bad; 2: wrong use; "
     "3: not found; 4: not allowed; 5: try again later; 6: not in the right state; 7: a fault of the service.",

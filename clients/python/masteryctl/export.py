@@ -1,4 +1,4 @@
-"""Exporting a student: every record as it was sent, held against the manifest before the file is called whole."""
+"""Exporting a student: what was sent, held against its manifest before the file is called whole."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+from google.protobuf.json_format import MessageToDict
 
 from mastery.v1 import compliance_service_pb2 as compliance
 from masteryctl.failures import BAD_ANSWER, CommandFailed
@@ -28,45 +29,44 @@ def export(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Write everything held about a student to a .jsonl file, and its manifest beside it.
+    """Write everything held about a student to a file, which `mastery-grpc import` takes back.
 
-    The file is there once its counts and digests are those of the manifest, and only for the user to read.
+    It holds a message of the export on each line, the manifest on the last. It is there once counts and digests are
+    those of the manifest, and nobody but its owner may read it.
     """
     session = session_of(context)
     file = file or Path(f"{student_id}.jsonl")
     part = file.with_name(f"{file.name}.part")
     responses = session.client.compliance.export_student_data(student_id=student_id, school_id=session.school_id)
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as written:
-            manifest = write_checked(responses, written.write)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as written:
+            manifest = write_checked(responses, written)
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-    beside = file.with_name(f"{file.name}.manifest.json")
-    beside.touch(0o600)
-    beside.write_text(json.dumps(as_json(manifest), indent=2) + "\n")
     if output is Output.JSON:
         print_json({"file": str(file), "manifest": as_json(manifest)})
         return
     rows = [[_kind(entry.kind), str(entry.count), entry.sha256.hex()[:16]] for entry in manifest.entries]
-    print_table(f"{file}: whole, all counts and digests are right", ["kind", "records", "sha-256"], rows)
+    print_table(["kind", "records", "sha-256"], rows)
+    typer.echo(f"{file} is whole: all counts and digests are those of the manifest")
 
 
 def write_checked(
-    responses: Iterable[compliance.ExportStudentDataResponse], write: Any
+    responses: Iterable[compliance.ExportStudentDataResponse], written: TextIO
 ) -> compliance.ExportManifest:
-    """Writes the records, a line each, and returns the manifest. Raises CommandFailed if they are not like it."""
+    """Writes the messages, a line each, and returns the manifest. Raises CommandFailed if they are not like it."""
     counts: defaultdict[int, int] = defaultdict(int)
     digests: defaultdict[int, Any] = defaultdict(hashlib.sha256)
     manifest = None
     for response in responses:
+        message = MessageToDict(response, preserving_proto_field_name=True)
+        written.write(json.dumps(message, ensure_ascii=False) + "\n")
         if response.HasField("manifest"):
             manifest = response.manifest
         elif response.HasField("record"):
-            line = response.record.json.encode() + b"\n"
             counts[response.record.kind] += 1
-            digests[response.record.kind].update(line)
-            write(line)
+            digests[response.record.kind].update(response.record.json.encode() + b"\n")
     if manifest is None:
         raise CommandFailed("the export was cut off: its manifest is missing; nothing was kept", BAD_ANSWER)
     if faults := "; ".join(_faults(manifest, counts, digests)):

@@ -25,6 +25,7 @@ from mastery_client import (
     InvalidRequest,
     MasteryError,
     NotFound,
+    NotOffered,
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
@@ -97,6 +98,8 @@ def in_words(error: MasteryError, *, address: str = "") -> str:
         line, hint = "the service does not answer", f"is it at {address}, with or without TLS?"
     elif isinstance(error, DeadlineExceeded):
         line = "the service takes too long"
+    elif isinstance(error, NotOffered):
+        line = "the service does not offer this"
     else:
         line = f"{error.message} ({error.reason or error.code.name})"
     if error.retry_delay:

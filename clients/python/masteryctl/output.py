@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
 
+WIDE = 240
+"""Columns where there is no terminal."""
+
+
 class Output(StrEnum):
     """The shapes of an answer."""
 
@@ -39,9 +43,10 @@ def print_json(value: Any, *, on_one_line: bool = False) -> None:
     typer.echo(json.dumps(value, indent=None if on_one_line else 2, ensure_ascii=False))
 
 
-def print_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Prints a table; numbers to the right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+def print_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Prints a table; numbers to the right. What does not fit a terminal is folded, what is piped is not."""
+    console = Console(highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False)
     lines = [list(row) for row in rows]
     for index, heading in enumerate(headings):
         cells = [line[index] for line in lines if line[index]]
@@ -49,7 +54,7 @@ def print_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str
         table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
     for line in lines:
         table.add_row(*line)
-    Console(highlight=False, markup=False).print(table)
+    console.print(table, width=None if console.is_terminal else WIDE)
 
 
 def enum_word(name: str, prefix: str) -> str:

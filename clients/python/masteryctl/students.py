@@ -61,7 +61,6 @@ def show(context: typer.Context, student_id: StudentId, output: OutputOption = O
     typer.echo(f"{mastery.student_id}: {mastery.mastery_score:.3f}, {level}")
     typer.echo(f"{mastery.version} events, the last of {time_text(mastery.update_time)} UTC")
     print_table(
-        "",
         ["component", "score", "weight", ""],
         [
             [
@@ -120,6 +119,9 @@ def history(
         f"{scores.count} days: mean {scores.mean:.3f}, median {scores.median:.3f}, "
         f"{scores.minimum:.3f} to {scores.maximum:.3f}, improvement {first.summary.improvement:+.3f}"
     )
+    if trend.trend == mastery_pb2.TREND_UNSPECIFIED:
+        typer.echo("trend: too few days to tell")
+        return
     typer.echo(
         f"trend: {enum_word(mastery_pb2.Trend.Name(trend.trend), 'TREND')}, {trend.slope_per_day:+.4f} a day "
         f"({trend.slope_lower_bound:+.4f} to {trend.slope_upper_bound:+.4f}, 95%)"

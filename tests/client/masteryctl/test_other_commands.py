@@ -180,7 +180,8 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert answer.exit_code == exit_code
     assert answer.stdout == ""
     [line] = answer.stderr.splitlines()
-    assert line.startswith(f"masteryctl: something is wrong ({reason})")
+    told = "the service does not offer this" if reason == "NOT_OFFERED" else f"something is wrong ({reason})"
+    assert line.startswith(f"masteryctl: {told}")
 
 
 def test_an_error_says_what_helps(fake: FakeServer, run: Run) -> None:

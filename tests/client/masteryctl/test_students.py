@@ -126,6 +126,14 @@ def test_a_history_is_drawn_where_its_scores_are(known: FakeServer, run: Run) ->
     assert "trend: improving, +0.0200 a day" in drawn.output
 
 
+def test_a_trend_is_told_only_where_there_are_days_enough(known: FakeServer, run: Run) -> None:
+    short = history(0.5, 0.6)
+    short.summary.trend.trend = mastery_pb2.TREND_UNSPECIFIED
+    known.answer("GetHistory", short)
+
+    assert "trend: too few days to tell" in run("student", "history", "s1").output
+
+
 def test_a_history_of_many_pages_is_drawn_whole(known: FakeServer, run: Run) -> None:
     pages = {"": history(0.2, next_page_token="2"), "2": history(0.8, begin=29)}
     known.answer("GetHistory", lambda request: pages[request.page_token])
@@ -201,11 +209,11 @@ def test_an_export_is_written_as_sent_and_held_against_its_manifest(
     answer = run("student", "export", "s1")
 
     assert answer.exit_code == 0, answer.output
-    assert (tmp_path / "s1.jsonl").read_text() == '{"a": 1}\n{"b": "ü"}\n'
+    lines = [json.loads(line) for line in (tmp_path / "s1.jsonl").read_text().splitlines()]
+    assert [line["record"]["json"] for line in lines[:2]] == ['{"a": 1}', '{"b": "ü"}']
+    assert lines[2]["manifest"]["entries"][0]["count"] == "2"
     assert (tmp_path / "s1.jsonl").stat().st_mode & 0o777 == 0o600
-    manifest = json.loads((tmp_path / "s1.jsonl.manifest.json").read_text())
-    assert manifest["entries"][0]["count"] == "2"
-    assert "event" in answer.output
+    assert "s1.jsonl is whole" in answer.output
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def export(
 ) -> None:
     """Write everything held about a student to a file, which `mastery-grpc import` takes back.
 
-    It holds a message of the export on each line, the manifest on the last. It is there once counts and digests are
-    those of the manifest, and nobody but its owner may read it.
+    It holds a message of the export on each line, the manifest on the last. It is there once counts and digests
+    are those of the manifest, and nobody but its owner may read it.
     """
     session = session_of(context)
     file = file or Path(f"{student_id}.jsonl")

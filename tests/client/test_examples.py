@@ -1,8 +1,10 @@
 """The examples, as a reader runs them: on the fake server, and on the engine as far as that serves them."""
 
 import asyncio
+import itertools
 import subprocess
 import sys
+import textwrap
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import mastery_client
 from mastery.v1 import (
     analytics_service_pb2,
     batch_service_pb2,
@@ -18,6 +21,7 @@ from mastery.v1 import (
     prediction_service_pb2,
     recommendation_service_pb2,
 )
+from mastery_client import testing
 from mastery_client.testing import FakeServer
 from mastery_grpc.application.callers import Role
 from tests.integration.every_method import served_methods
@@ -120,3 +124,38 @@ def test_an_export_that_was_cut_off_is_told_so(answering: FakeServer) -> None:
 
     assert answer.returncode == 1
     assert "cut off" in answer.stderr
+
+
+def indented_block(docstring: str | None) -> str:
+    """Returns the first block of code of a docstring."""
+    block = (docstring or "").partition("\n\n    ")[2]
+    lines = itertools.takewhile(lambda line: not line or line.startswith("    "), f"    {block}".splitlines())
+    return textwrap.dedent("\n".join(lines))
+
+
+def test_the_example_of_the_fake_server_works_as_it_stands() -> None:
+    imports = "from mastery_client import Client\nfrom mastery_client.testing import FakeServer\n"
+    script = imports + indented_block(testing.__doc__)
+
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_example_of_the_client_works_but_for_the_address(answering: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("any")
+    entry = compliance_service_pb2.AuditEntry(method="mastery.v1.MasteryService/GetMastery")
+    answering.answer("ListAuditEntries", compliance_service_pb2.ListAuditEntriesResponse(entries=[entry]))
+    imports, _, body = indented_block(mastery_client.__doc__).partition("\n\n")
+    here = body.replace("mastery.example.org:443", answering.address)
+    here = here.replace("/run/secrets/mastery", str(tmp_path))
+    script = "\n".join(
+        ["import asyncio", "from pathlib import Path", imports, "async def main():"]
+        + [f"    {line}" for line in here.splitlines()]
+        + ["asyncio.run(main())"]
+    )
+
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["STUDENT_NOT_FOUND", "mastery.v1.MasteryService/GetMastery"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.descriptor import ServiceDescriptor
 
 from mastery.v1 import (
+    analytics_service_pb2,
     compliance_service_pb2,
     mastery_service_pb2,
     prediction_service_pb2,
@@ -23,12 +24,17 @@ from mastery_grpc.application.audit_log import AuditLog
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
+from mastery_grpc.application.cohort_members import CohortMembers
+from mastery_grpc.application.cohort_memberships import CohortMemberships
+from mastery_grpc.application.compare_cohorts import CompareCohorts
 from mastery_grpc.application.course_pulse import CountCourses
 from mastery_grpc.application.erase_student import EraseStudent
 from mastery_grpc.application.export_student import ExportStudent
 from mastery_grpc.application.forget_overdue import ForgetOverdue
+from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
+from mastery_grpc.application.read_history import ReadHistory
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.recommend import Recommend
 from mastery_grpc.application.retention import policy
@@ -44,6 +50,7 @@ from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics, TopicTerms
 from mastery_grpc.rpc.access import AccessRule
+from mastery_grpc.rpc.analytics_servicer import AnalyticsServicer
 from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
@@ -60,7 +67,9 @@ from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.memory_quotas import MemoryQuotas
 from mastery_grpc.storage.redis_advice import RedisAdviceStore
 from mastery_grpc.storage.redis_audit_log import RedisAuditStore
+from mastery_grpc.storage.redis_cohorts import RedisCohortStore
 from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
+from mastery_grpc.storage.redis_figures import RedisFigures
 from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
@@ -83,6 +92,7 @@ COUNTING_INTERVAL = 5.0
 COURSE_PULSE_LIFETIME = 60.0
 COURSE_PULSE_CAPACITY = 1000
 TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
+ANALYTICS_SERVICE = analytics_service_pb2.DESCRIPTOR.services_by_name["AnalyticsService"]
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 COMPLIANCE_SERVICE = compliance_service_pb2.DESCRIPTOR.services_by_name["ComplianceService"]
@@ -147,6 +157,9 @@ class Storage:
     outlooks: RedisOutlookStore
     advice: RedisAdviceStore
     issued: RedisIssuedForecasts
+    cohorts: RedisCohortStore
+    manage_cohorts: ManageCohorts
+    figures: RedisFigures
     audit: RedisAuditStore
     quotas: RedisQuotas
     records: RedisStudentRecords
@@ -155,7 +168,7 @@ class Storage:
     @property
     def elsewhere(self) -> tuple[HeldData, ...]:
         """Whoever holds data about students outside of their own keys."""
-        return (self.issued,)
+        return (self.issued, CohortMemberships(self.cohorts, self.manage_cohorts))
 
 
 @asynccontextmanager
@@ -201,10 +214,13 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         feed = RedisMasteryFeed(client, cache=reader)
         outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
         issued = RedisIssuedForecasts(client, retention=retention, clock=utc_now, breaker=breaker)
+        cohorts = RedisCohortStore(client, retention=retention, replicas=replicas, breaker=breaker)
+        figures = RedisFigures(client, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
         records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
+        manage_cohorts = ManageCohorts(cohorts, CohortMembers(repository), records, clock=utc_now)
         yield Storage(
             repository,
             apply,
@@ -215,6 +231,9 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             outlooks,
             advice,
             issued,
+            cohorts,
+            manage_cohorts,
+            figures,
             audit,
             quotas,
             records,
@@ -292,6 +311,11 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         MASTERY_SERVICE: servicer,
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
+        ANALYTICS_SERVICE: AnalyticsServicer(
+            history=ReadHistory(storage.repository, clock=utc_now),
+            cohorts=storage.manage_cohorts,
+            compare=CompareCohorts(storage.cohorts, CohortMembers(storage.repository), storage.figures),
+        ),
         COMPLIANCE_SERVICE: compliance,
     }
     forget = ForgetOverdue(

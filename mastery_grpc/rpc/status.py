@@ -11,7 +11,13 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from mastery_grpc.domain.errors import (
     BrokerUnavailable,
+    CohortByRule,
+    CohortExists,
+    CohortNotFound,
+    CohortTooLarge,
+    CohortTooSmall,
     Contention,
+    EtagMismatch,
     EventTooOld,
     InsufficientHistory,
     InvalidInput,
@@ -20,6 +26,7 @@ from mastery_grpc.domain.errors import (
     NotFound,
     RateLimited,
     RecommendationNotFound,
+    RequestIdReused,
     ShuttingDown,
     SlowReader,
     SnapshotNotFound,
@@ -51,6 +58,13 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     StudentNotFound: (code_pb2.NOT_FOUND, "STUDENT_NOT_FOUND"),
     SnapshotNotFound: (code_pb2.NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
     RecommendationNotFound: (code_pb2.NOT_FOUND, "RECOMMENDATION_NOT_FOUND"),
+    CohortNotFound: (code_pb2.NOT_FOUND, "COHORT_NOT_FOUND"),
+    CohortExists: (code_pb2.ALREADY_EXISTS, "COHORT_EXISTS"),
+    RequestIdReused: (code_pb2.ALREADY_EXISTS, "REQUEST_ID_REUSED"),
+    EtagMismatch: (code_pb2.ABORTED, "ETAG_MISMATCH"),
+    CohortTooSmall: (code_pb2.FAILED_PRECONDITION, "COHORT_TOO_SMALL"),
+    CohortTooLarge: (code_pb2.FAILED_PRECONDITION, "COHORT_TOO_LARGE"),
+    CohortByRule: (code_pb2.FAILED_PRECONDITION, "COHORT_BY_RULE"),
     StudentErased: (code_pb2.FAILED_PRECONDITION, "STUDENT_ERASED"),
     RateLimited: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     TooManyOpen: (code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN"),
@@ -116,6 +130,20 @@ def _metadata(error: Exception) -> dict[str, str]:
             return {"limit": str(error.limit), "subject": error.subject}
         case RecommendationNotFound():
             return {"recommendation_id": error.resource_name}
+        case CohortNotFound():
+            return {"cohort_id": error.resource_name}
+        case CohortExists() | EtagMismatch() | CohortByRule():
+            return {"cohort_id": error.cohort_id}
+        case RequestIdReused():
+            return {"request_id": error.request_id}
+        case CohortTooSmall():
+            return {
+                "cohort_id": error.cohort_id,
+                "size": str(error.size),
+                "required_size": str(error.required_size),
+            }
+        case CohortTooLarge():
+            return {"cohort_id": error.cohort_id, "size": str(error.size), "limit": str(error.limit)}
         case _:
             return {}
 
@@ -133,6 +161,10 @@ def _details(error: Exception) -> list[Message]:
                 error_details_pb2.ResourceInfo(
                     resource_type=error.resource_type, resource_name=error.resource_name
                 )
+            ]
+        case CohortExists():
+            return [
+                error_details_pb2.ResourceInfo(resource_type="mastery.v1.Cohort", resource_name=error.cohort_id)
             ]
         case RateLimited():
             return [_retry_info(error.retry_after), _quota_failure("calls", str(error))]

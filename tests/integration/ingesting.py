@@ -267,7 +267,7 @@ def everything_in(server: RedisServer) -> dict[str, Any]:
     held: dict[str, Any] = {}
     with server.client() as client:
         for key in client.scan_iter(count=1000):
-            if "course:{" in key or key.startswith(("audit:", "limit:")) or key.endswith(":audit"):
+            if "course:{" in key or key.startswith(("audit:", "limit:", "upkeep:")) or key.endswith(":audit"):
                 continue
             held[key] = value_of(client, key)
     return held
@@ -317,7 +317,9 @@ def student_key(school_id: str, student_id: str) -> str:
 
 def is_mastery(key: str) -> bool:
     kind = key.partition("}:")[2].split(":")
-    return kind == ["profile", "current_mastery"] or (kind[0] == "mastery" and len(kind) == 2)
+    return kind == ["profile", "current_mastery"] or (
+        kind[0] == "mastery" and len(kind) == 2 and kind[1] != "days"
+    )
 
 
 def causes(results: Iterable[Read], event_type: bytes = b"mastery.updated") -> Counter[str]:

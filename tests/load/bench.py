@@ -263,9 +263,9 @@ def until_serving(port: int) -> None:
     raise RuntimeError(f"no server at port {port}")
 
 
-def credentials() -> tuple[tuple[str, str], ...]:
+def credentials(role: Role = Role.SERVICE) -> tuple[tuple[str, str], ...]:
     token = issue_token(
-        Caller("bench", Role.SERVICE, ""),
+        Caller("bench", role, ""),
         secret=SECRET,
         algorithm="HS256",
         expires_at=time.time() + 3600,
@@ -604,7 +604,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["calls", "audit", "ingest", "all"], default="all")
+    parser.add_argument("what", nargs="?", choices=["calls", "audit", "cohorts", "ingest", "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of calls (default: 2)")
     parser.add_argument("--events", type=int, default=40_000, help="in each run of ingest (default: 40000)")
@@ -615,6 +615,10 @@ def bench(arguments: Sequence[str]) -> None:
         figures.update(bench_calls(given.rounds, given.seconds))
     if given.what in ("audit", "all"):
         figures.update(bench_audit(given.rounds, given.seconds))
+    if given.what in ("cohorts", "all"):
+        from tests.load.cohorts import bench_cohorts
+
+        figures.update(bench_cohorts(given.rounds))
     if given.what in ("ingest", "all"):
         figures.update(bench_ingest(given.rounds, given.events))
     show(figures)

@@ -114,6 +114,8 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
         await stack.enter_async_context(
             beside(
                 storage.feed.run(),
+                storage.batch_feed.run(),
+                services.work_batches.run(),
                 storage.count_courses.run(),
                 services.verify.run(),
                 services.audit.run(),
@@ -122,6 +124,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
                 limiter.run(),
             )
         )
+        stack.push_async_callback(services.work_batches.stop, settings.grpc_drain_timeout)
         probed: dict[str, int] = {}
         if certificates is not None:
             plain = health_server(health, terms=terms)
@@ -133,6 +136,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
         await server.start()
         stack.push_async_callback(server.stop, settings.grpc_drain_timeout)
         stack.callback(storage.feed.close)
+        stack.callback(storage.batch_feed.close)
         stack.push_async_callback(health.shut_down)
         log.info("serving", port=port, tls=certificates is not None, **probed)
         yield port

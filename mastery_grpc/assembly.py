@@ -11,20 +11,30 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
+from mastery.v1 import (
+    batch_service_pb2,
+    mastery_service_pb2,
+    prediction_service_pb2,
+    recommendation_service_pb2,
+)
 from mastery_grpc.application.accept_events import AcceptEvents
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.audit_log import AuditLog
+from mastery_grpc.application.batch_operations import BatchOperations
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
 from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.follow_batch import FollowBatch
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_mastery import ReadMastery
+from mastery_grpc.application.rebuild_students import RebuildStudents
 from mastery_grpc.application.recommend import Recommend
+from mastery_grpc.application.submit_batch import SubmitBatch
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
+from mastery_grpc.application.work_batches import WorkBatches
 from mastery_grpc.domain.audit_chain import AuditKeys
 from mastery_grpc.domain.forecasting.linear_regression import LinearRegressionForecaster
 from mastery_grpc.domain.forecasting.model_file import InvalidModel
@@ -35,6 +45,7 @@ from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
 from mastery_grpc.rpc.access import AccessRule
+from mastery_grpc.rpc.batch_servicer import BatchServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
 from mastery_grpc.rpc.prediction_servicer import PredictionServicer
@@ -43,6 +54,7 @@ from mastery_grpc.rpc.server import ServerTerms
 from mastery_grpc.rpc.signing_keys import DamagedKeys, JwksSource, RefreshTerms, SigningKeys, VerificationKey
 from mastery_grpc.rpc.tls import ServerCertificates, TlsFiles, UnusableTlsFile
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
+from mastery_grpc.storage.batch_feed import RedisBatchFeed
 from mastery_grpc.storage.cache import CachedMasteryReader
 from mastery_grpc.storage.connection import Replicas, connect
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
@@ -50,6 +62,8 @@ from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.memory_quotas import MemoryQuotas
 from mastery_grpc.storage.redis_advice import RedisAdviceStore
 from mastery_grpc.storage.redis_audit_log import RedisAuditStore
+from mastery_grpc.storage.redis_batch_work import RedisBatchWork
+from mastery_grpc.storage.redis_batches import RedisBatchStore
 from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
 from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
@@ -60,6 +74,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.batch_store import BatchFeed, BatchStore
     from mastery_grpc.application.rate_limits import Quotas
     from mastery_grpc.domain.errors import Unavailable
     from mastery_grpc.domain.forecasting.forecast import Forecaster
@@ -72,6 +87,7 @@ COURSE_PULSE_CAPACITY = 1000
 TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+BATCH_SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"]
 RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 
 
@@ -126,6 +142,9 @@ class Storage:
     issued: RedisIssuedForecasts
     audit: RedisAuditStore
     quotas: RedisQuotas
+    batches: RedisBatchStore
+    batch_work: RedisBatchWork
+    batch_feed: RedisBatchFeed
 
 
 @asynccontextmanager
@@ -170,6 +189,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
+        batches = RedisBatchStore(client, lifetime=retention.batches, replicas=replicas, breaker=breaker)
         yield Storage(
             repository,
             apply,
@@ -182,6 +202,9 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             issued,
             audit,
             quotas,
+            batches,
+            RedisBatchWork(client, lifetime=retention.batches, replicas=replicas),
+            RedisBatchFeed(client),
         )
     finally:
         await client.aclose()
@@ -195,6 +218,7 @@ class Services:
     forecaster: WatchedForecaster
     verify: VerifyForecasts
     audit: AuditLog
+    work_batches: WorkBatches
 
 
 def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
@@ -204,11 +228,12 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
     )
     accept = AcceptEvents(storage.apply, request_log)
+    calculate = CalculateMastery(
+        accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
+    )
     servicer = MasteryServicer(
         read=ReadMastery(storage.reader, storage.repository),
-        calculate=CalculateMastery(
-            accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
-        ),
+        calculate=calculate,
         accept=accept,
         watch=WatchMastery(storage.feed, storage.repository),
     )
@@ -234,12 +259,42 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         on_issued=verify.on_issued,
     )
     recommend = Recommend(storage.advice, config=settings.advice_config(), clock=utc_now, forecasts=predict)
+    work_batches = WorkBatches(
+        storage.batch_work,
+        BatchOperations(
+            calculate=calculate,
+            rebuild=RebuildStudents(
+                storage.repository,
+                rules=rules,
+                snapshot_retention=settings.retention().snapshots,
+                clock=utc_now,
+            ),
+            repository=storage.repository,
+            predict=predict,
+            recommend=recommend,
+        ),
+        storage.batch_feed,
+        at_once=settings.batch_chunks_at_once,
+        clock=utc_now,
+    )
     servicers: dict[ServiceDescriptor, object] = {
         MASTERY_SERVICE: servicer,
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
+        BATCH_SERVICE: batch_servicer_of(settings, storage.batches, storage.batch_feed),
     }
-    return Services(servicers, forecaster, verify, audit_log_of(settings, storage.audit))
+    return Services(servicers, forecaster, verify, audit_log_of(settings, storage.audit), work_batches)
+
+
+def batch_servicer_of(settings: Settings, store: BatchStore, feed: BatchFeed) -> BatchServicer:
+    """Returns what hands batches in and tells about them; who works on them is set for each process."""
+    return BatchServicer(
+        submit=SubmitBatch(
+            store, limits=settings.batch_limits(), lifetime=settings.retention().batches, clock=utc_now
+        ),
+        follow=FollowBatch(store, feed, clock=utc_now),
+        clock=utc_now,
+    )
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:
@@ -251,7 +306,7 @@ def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:
 
 def audit_log_of(settings: Settings, store: AuditStore) -> AuditLog:
     """Returns the audit log on a store. Raises SettingsError if there is no secret to derive its keys from."""
-    rules = map(AccessRule, MASTERY_SERVICE.methods)
+    rules = map(AccessRule, (*MASTERY_SERVICE.methods, BATCH_SERVICE.methods_by_name["SubmitBatch"]))
     return AuditLog(
         store,
         AuditKeys.derived_from(settings.audit_secret()),

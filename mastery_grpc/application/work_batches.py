@@ -15,10 +15,11 @@ from mastery_grpc.domain.batch import Batch, order_of
 from mastery_grpc.domain.errors import ItemFailed, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
     from mastery_grpc.application.batch_store import BatchFeed, BatchWork, BegunChunk, TakenChunk
+    from mastery_grpc.domain.batch import BatchPriority
 
     Operations = Callable[[Batch, Mapping[int, BatchItem]], Awaitable[Mapping[int, ItemOutcome]]]
 
@@ -80,17 +81,23 @@ class WorkBatches:
         turns = count(random.randrange(8))  # noqa: S311
         while not self._is_stopping:
             try:
-                taken = await self._work.take(order_of(next(turns)))
+                await self._turn(order_of(next(turns)))
             except Unavailable:
                 await asyncio.sleep(LONGEST_PAUSE)
-            else:
-                if taken is None:
-                    await self._feed.until_work(IDLE_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311
-                elif not self._is_stopping:
-                    task = asyncio.ensure_future(self._until_done(taken))
-                    self._busy.add(task)
-                    task.add_done_callback(self._busy.discard)
-                    await task
+            except Exception:
+                # Whatever it is, the chunk stays in its queue: the server must not go down with it.
+                log.exception("a chunk of a batch is left to be taken again")
+                await asyncio.sleep(LONGEST_PAUSE)
+
+    async def _turn(self, order: Sequence[BatchPriority]) -> None:
+        taken = await self._work.take(order)
+        if taken is None:
+            await self._feed.until_work(IDLE_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311
+        elif not self._is_stopping:
+            task = asyncio.ensure_future(self._until_done(taken))
+            self._busy.add(task)
+            task.add_done_callback(self._busy.discard)
+            await task
 
     async def _until_done(self, taken: TakenChunk) -> None:
         pause = SHORTEST_PAUSE
@@ -157,9 +164,13 @@ class WorkBatches:
 
     async def _upkeep(self) -> None:
         while not self._is_stopping:
-            with suppress(Unavailable):
+            try:
                 if lost := await self._work.requeue_lost(self._clock()):
                     log.warning("chunks of batches that were lost are queued again", chunks=lost)
+            except Unavailable:
+                pass
+            except Exception:
+                log.exception("lost chunks of batches are not looked for")
             await asyncio.sleep(UPKEEP_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311
 
 

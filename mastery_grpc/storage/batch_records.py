@@ -16,21 +16,12 @@ from mastery_grpc.domain.batch import (
     chunk_count,
     item_event_id,
 )
-from mastery_grpc.domain.errors import (
-    Contention,
-    EventTooOld,
-    InsufficientHistory,
-    InvalidInput,
-    ItemFailed,
-    LogIncomplete,
-    MasteryError,
-    StudentErased,
-    StudentNotFound,
-    Violation,
-)
+from mastery_grpc.domain.errors import ItemFailed, MasteryError, StudentErased
+from mastery_grpc.domain.events import LATEST
 from mastery_grpc.domain.recommendations import Recommendation
 from mastery_grpc.domain.scoring import Components
 from mastery_grpc.domain.student import Mastery
+from mastery_grpc.storage.batch_faults import Fault, error_of, fault_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,111 +31,13 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-# --- errors -----------------------------------------------------------------------------------------------
-
-
-class _Fault(msgspec.Struct, tag_field="kind", omit_defaults=True):
-    """An error as it is kept: its kind, and what it tells."""
-
-
-class _InvalidInput(_Fault, tag="invalid_input"):
-    violations: tuple[tuple[str, str], ...]
-
-
-class _StudentNotFound(_Fault, tag="student_not_found"):
-    student_id: str
-
-
-class _InsufficientHistory(_Fault, tag="insufficient_history"):
-    student_id: str
-    history_days: int
-    required_days: int
-
-
-class _LogIncomplete(_Fault, tag="log_incomplete"):
-    student_id: str
-
-
-class _EventTooOld(_Fault, tag="event_too_old"):
-    event_id: str
-
-
-class _StudentErased(_Fault, tag="student_erased"):
-    event_id: str
-    erase_time: datetime
-
-
-class _Contention(_Fault, tag="contention"):
-    message: str
-
-
-class _ItemFailed(_Fault, tag="failed"):
-    pass
-
-
-_AnyFault = (
-    _InvalidInput
-    | _StudentNotFound
-    | _InsufficientHistory
-    | _LogIncomplete
-    | _EventTooOld
-    | _StudentErased
-    | _Contention
-    | _ItemFailed
-)
-
-
-def _fault(error: MasteryError) -> _AnyFault:
-    match error:
-        case InvalidInput():
-            return _InvalidInput(tuple((each.field, each.reason) for each in error.violations))
-        case StudentNotFound():
-            return _StudentNotFound(error.resource_name)
-        case InsufficientHistory():
-            return _InsufficientHistory(error.student_id, error.history_days, error.required_days)
-        case LogIncomplete():
-            return _LogIncomplete(error.student_id)
-        case EventTooOld():
-            return _EventTooOld(error.event_id)
-        case StudentErased():
-            return _StudentErased(error.event_id, error.erase_time)
-        case Contention():
-            return _Contention(str(error))
-        case ItemFailed():
-            return _ItemFailed()
-        case _:
-            raise TypeError(f"{type(error).__name__} is not what an item fails with")
-
-
-def _error(fault: _AnyFault) -> MasteryError:
-    match fault:
-        case _InvalidInput():
-            return InvalidInput([Violation(*each) for each in fault.violations])
-        case _StudentNotFound():
-            return StudentNotFound(fault.student_id)
-        case _InsufficientHistory():
-            return InsufficientHistory(
-                fault.student_id, history_days=fault.history_days, required_days=fault.required_days
-            )
-        case _LogIncomplete():
-            return LogIncomplete(fault.student_id)
-        case _EventTooOld():
-            return EventTooOld(fault.event_id)
-        case _StudentErased():
-            return StudentErased(fault.event_id, fault.erase_time)
-        case _Contention():
-            return Contention(fault.message)
-        case _:
-            return ItemFailed()
-
-
 # --- items and results ------------------------------------------------------------------------------------
 
 
 class _Item(msgspec.Struct, omit_defaults=True):
     student_id: str
     components: Components | None = None
-    error: _AnyFault | None = None
+    error: Fault | None = None
 
 
 class _Result(msgspec.Struct, kw_only=True):
@@ -155,7 +48,7 @@ class _Result(msgspec.Struct, kw_only=True):
     mastery: Mastery | msgspec.UnsetType = msgspec.UNSET
     prediction: ItemForecast | msgspec.UnsetType = msgspec.UNSET
     recommendations: tuple[Recommendation, ...] | msgspec.UnsetType = msgspec.UNSET
-    error: _AnyFault | msgspec.UnsetType = msgspec.UNSET
+    error: Fault | msgspec.UnsetType = msgspec.UNSET
 
 
 _encode = msgspec.json.Encoder().encode
@@ -165,20 +58,20 @@ _result_decoder = msgspec.json.Decoder(_Result)
 
 def encode_item(item: BatchItem) -> bytes:
     """Returns an item as JSON."""
-    return _encode(_Item(item.student_id, item.components, None if item.error is None else _fault(item.error)))
+    return _encode(_Item(item.student_id, item.components, None if item.error is None else fault_of(item.error)))
 
 
 def decode_item(value: bytes) -> BatchItem:
     """Returns the item in a JSON text."""
     item = _item_decoder.decode(value)
-    return BatchItem(item.student_id, item.components, None if item.error is None else _error(item.error))
+    return BatchItem(item.student_id, item.components, None if item.error is None else error_of(item.error))
 
 
 def encode_result(result: ItemResult) -> bytes:
     """Returns a result as JSON."""
     match result.outcome:
         case MasteryError() as error:
-            return _encode(_Result(ok=False, student_id=result.student_id, error=_fault(error)))
+            return _encode(_Result(ok=False, student_id=result.student_id, error=fault_of(error)))
         case Mastery() as mastery:
             return _encode(_Result(ok=True, student_id=result.student_id, mastery=mastery))
         case ItemForecast() as prediction:
@@ -193,7 +86,7 @@ def decode_result(index: int, value: bytes) -> ItemResult:
     for outcome in (stored.mastery, stored.prediction, stored.recommendations):
         if outcome is not msgspec.UNSET:
             return ItemResult(index, stored.student_id, outcome)
-    return ItemResult(index, stored.student_id, ItemFailed() if not stored.error else _error(stored.error))
+    return ItemResult(index, stored.student_id, ItemFailed() if not stored.error else error_of(stored.error))
 
 
 def encode_erased(batch_id: str, index: int, erase_time: datetime) -> tuple[bytes, bytes]:
@@ -213,8 +106,14 @@ _mark_decoder = msgspec.json.Decoder(_Mark)
 
 
 def erase_time_in(mark: bytes | None) -> datetime | None:
-    """Returns when a student was erased, None for one who was not."""
-    return None if mark is None else _mark_decoder.decode(mark).erase_time.astimezone(UTC)
+    """Returns when a student was erased, None for one who was not. Of a mark that cannot be read, the latest time:
+    better too much is forgotten than too little."""
+    if mark is None:
+        return None
+    try:
+        return _mark_decoder.decode(mark).erase_time.astimezone(UTC)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return LATEST
 
 
 # --- the state --------------------------------------------------------------------------------------------
@@ -255,6 +154,26 @@ def state_fields(new: NewBatch) -> dict[str, str | int]:
         "owner": new.owner,
         "digest": new.digest,
     }
+
+
+def ended_state_fields(batch: Batch) -> dict[str, str | int]:
+    """Returns the fields of the state of a batch that has ended, and of which nothing is known to be done."""
+    fields: dict[str, str | int] = {
+        "operation": batch.operation.value,
+        "priority": batch.priority.value,
+        "items": batch.item_count,
+        "chunks": chunk_count(batch.item_count),
+        "succeeded": 0,
+        "failed": 0,
+        "created": micros(batch.create_time),
+        "expires": micros(batch.expire_time),
+        "started": micros(batch.start_time or batch.create_time),
+        "ended": micros(batch.end_time or batch.create_time),
+        "owner": "",
+        "digest": "",
+        "queued": 1,
+    }
+    return fields | {"cancelled": 1} if batch.is_cancelled else fields
 
 
 def decode_state(key: BatchKey, fields: Mapping[bytes, bytes]) -> StoredBatch | None:

@@ -16,6 +16,7 @@ from mastery_grpc.application.batch_store import (
     NewBatch,
     TakenChunk,
 )
+from mastery_grpc.application.data_kinds import DataKind
 from mastery_grpc.domain.batch import Batch, BatchKey, BatchPriority, BatchState, Chunk, chunk_count, item_event_id
 from mastery_grpc.domain.errors import (
     BatchEnded,
@@ -27,6 +28,8 @@ from mastery_grpc.domain.errors import (
 )
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage.batch_feed import LocalBatchFeed
+from mastery_grpc.storage.batch_records import encode_item, encode_result
+from mastery_grpc.storage.held_batch_records import decode_held, encode_held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +58,7 @@ class _Entry:
 
 
 class MemoryBatches:
-    """Implements `BatchStore` and `BatchWork`; its feed tells of all that happens here. Nothing expires."""
+    """Implements `BatchStore`, `BatchWork` and `HeldData`; its feed tells of all that happens. Nothing expires."""
 
     def __init__(self, *, timer: Callable[[], float]) -> None:
         """`timer`: monotonic, in seconds; by it a worker counts as gone."""
@@ -162,10 +165,56 @@ class MemoryBatches:
             if entry.entry_id == taken.entry_id:
                 entry.taken_at = self._timer() - timedelta(days=1).total_seconds()
 
-    def erase(self, student: StudentKey, erase_time: datetime) -> int:
-        """Sets the mark of an erasure, and takes a student out of all batches; returns out of how many places."""
+    def mark_erased(self, student: StudentKey, erase_time: datetime) -> None:
+        """Sets the mark of an erasure."""
         self.erased[student] = erase_time
-        return sum(self._take_out_erased(kept) for kept in self._kept.values())
+
+    @property
+    def kind(self) -> DataKind:
+        return DataKind.BATCH_RESULT
+
+    async def held(self, student: StudentKey) -> list[bytes]:
+        found = {}
+        for kept in self._kept.values():
+            key = kept.batch.key
+            for index, item in kept.items.items():
+                if StudentKey(item.student_id, key.school_id) == student:
+                    result = kept.results.get(index)
+                    found[key.batch_id, index] = encode_held(
+                        kept.batch, index, encode_item(item), None if result is None else encode_result(result)
+                    )
+        return [found[place] for place in sorted(found)]
+
+    async def erase(self, student: StudentKey) -> int:
+        return sum(self._take_out_erased(kept, student) for kept in self._kept.values())
+
+    async def restore(self, student: StudentKey, records: Sequence[bytes]) -> None:
+        given = [decode_held(record, student) for record in records]
+        wanted = {(held.batch_id, held.index) for held in given}
+        for kept in self._kept.values():
+            for index, item in list(kept.items.items()):
+                is_his = StudentKey(item.student_id, kept.batch.key.school_id) == student
+                if is_his and (kept.batch.key.batch_id, index) not in wanted:
+                    self._take_out(kept, index, kept.batch.create_time)
+            self._count(kept)
+        for held in given:
+            batch = held.batch(student.school_id)
+            item, result = held.decoded()
+            new = NewBatch(
+                key=batch.key,
+                operation=batch.operation,
+                priority=batch.priority,
+                items=(),
+                create_time=batch.create_time,
+                expire_time=batch.expire_time,
+                owner="",
+                digest="",
+            )
+            kept = self._kept.setdefault(batch.key, _Kept(new, batch, {}))
+            kept.items[held.index] = item
+            if result is not None:
+                kept.results[held.index] = result
+            self._count(kept)
 
     def _found(self, key: BatchKey) -> _Kept:
         if (kept := self._kept.get(key)) is None:
@@ -176,14 +225,14 @@ class MemoryBatches:
         queue = self._queues[taken.priority]
         self._queues[taken.priority] = deque(entry for entry in queue if entry.entry_id != taken.entry_id)
 
-    def _take_out_erased(self, kept: _Kept) -> int:
+    def _take_out_erased(self, kept: _Kept, only: StudentKey | None = None) -> int:
         replaced = 0
         for index, item in dict(kept.items).items():
-            erase_time = self.erased.get(StudentKey(item.student_id, kept.new.key.school_id))
-            if erase_time is None or kept.batch.create_time > erase_time:
+            student = StudentKey(item.student_id, kept.new.key.school_id)
+            erase_time = self.erased.get(student)
+            if erase_time is None or kept.batch.create_time > erase_time or only not in (None, student):
                 continue
-            error: MasteryError = StudentErased(item_event_id(kept.new.key.batch_id, index), erase_time)
-            kept.items[index] = BatchItem("", error=error)
+            self._take_out(kept, index, erase_time)
             replaced += 1
         for index, result in dict(kept.results).items():
             item = kept.items[index]
@@ -191,6 +240,12 @@ class MemoryBatches:
                 kept.results[index] = ItemResult(index, "", item.error)
         self._count(kept)
         return replaced
+
+    def _take_out(self, kept: _Kept, index: int, erase_time: datetime) -> None:
+        error = StudentErased(item_event_id(kept.new.key.batch_id, index), erase_time)
+        kept.items[index] = BatchItem("", error=error)
+        if index in kept.results:
+            kept.results[index] = ItemResult(index, "", error)
 
     def _count(self, kept: _Kept) -> None:
         failed = sum(isinstance(result.outcome, MasteryError) for result in kept.results.values())

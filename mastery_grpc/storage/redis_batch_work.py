@@ -82,8 +82,8 @@ class RedisBatchWork:
         return TakenChunk(_chunk_in(fields), order[place - 1], entry_id.decode(), deliveries)
 
     async def keep(self, taken: TakenChunk) -> None:
-        queue = keys.batch_queue(taken.priority)
-        await self._run([("XCLAIM", queue, GROUP, CONSUMER, 0, taken.entry_id, "JUSTID")])
+        queue, terms = keys.batch_queue(taken.priority), ("RETRYCOUNT", taken.deliveries)
+        await self._run([("XCLAIM", queue, GROUP, CONSUMER, 0, taken.entry_id, *terms)])
 
     async def begin(self, taken: TakenChunk, now: datetime) -> BegunChunk | None:
         key, number = taken.chunk

@@ -13,7 +13,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import mastery.v1
-from mastery.v1 import recommendation_service_pb2
+from mastery.v1 import batch_service_pb2, recommendation_service_pb2
+from tests.builders import event_id
 from tests.integration.serving import DEADLINE, PATIENCE, Engine, Metadata, components, quiz_event
 
 PACKAGE = "mastery.v1."
@@ -26,6 +27,7 @@ BESIDE_THE_STUDENT: dict[str, dict[str, Any]] = {
         "feedback": recommendation_service_pb2.FEEDBACK_HELPFUL,
     },
     "EraseStudentData": {"validate_only": True},
+    "SubmitBatch": {"operation": batch_service_pb2.BATCH_OPERATION_PREDICT},
 }
 """What a valid request needs further."""
 
@@ -67,6 +69,10 @@ def request_for(
         message.events.append(event)
     elif "event" in names:
         message.event.CopyFrom(event)
+    if "items" in names:
+        message.items.add(student_id=student_id)
+    if "batch_id" in names:
+        message.batch_id = event_id(number)
     if "student_id" in names:
         message.student_id = student_id
     if "student_ids" in names:

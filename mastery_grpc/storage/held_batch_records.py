@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mastery_grpc.application.batch_store import BatchItem, ItemResult
     from mastery_grpc.domain.events import StudentKey
 
+NOTHING = msgspec.Raw(b"null")
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
@@ -31,8 +32,7 @@ class HeldBatchItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     expire_time: datetime
     end_time: datetime | None = None
     item: msgspec.Raw
-    result: msgspec.Raw = msgspec.Raw(b"")
-    """Empty as long as there is none."""
+    result: msgspec.Raw = NOTHING
 
     def batch(self, school_id: str) -> Batch:
         """Returns the batch of which this is put back: one that has ended, and that nobody works on any more."""
@@ -50,8 +50,8 @@ class HeldBatchItem(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def decoded(self) -> tuple[BatchItem, ItemResult | None]:
         """Returns the item, and what became of it."""
-        result = decode_result(self.index, bytes(self.result)) if self.result else None
-        return decode_item(bytes(self.item)), result
+        is_there = self.result != NOTHING
+        return decode_item(bytes(self.item)), decode_result(self.index, bytes(self.result)) if is_there else None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -71,7 +71,7 @@ def encode_held(batch: Batch, index: int, item: bytes, result: bytes | None) -> 
             expire_time=batch.expire_time,
             end_time=batch.end_time,
             item=msgspec.Raw(item),
-            result=msgspec.Raw(result or b""),
+            result=NOTHING if result is None else msgspec.Raw(result),
         )
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,6 @@ from mastery_grpc.storage.held_batch_records import decode_held, encode_held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
 
 @dataclass
@@ -169,6 +168,13 @@ class MemoryBatches:
         """Sets the mark of an erasure."""
         self.erased[student] = erase_time
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._kept.clear()
+        self.erased.clear()
+        for queue in self._queues.values():
+            queue.clear()
+
     @property
     def kind(self) -> DataKind:
         return DataKind.BATCH_RESULT
@@ -198,6 +204,8 @@ class MemoryBatches:
                     self._take_out(kept, index, kept.batch.create_time)
             self._count(kept)
         for held in given:
+            if held.expire_time <= datetime.now(UTC):
+                continue
             batch = held.batch(student.school_id)
             item, result = held.decoded()
             new = NewBatch(

@@ -115,7 +115,12 @@ class RedisHeldBatches:
         names = keys.batch_state(key), keys.batch_items(key), keys.batch_results(key), keys.batch_scores(key)
         command: list[Any] = ["EVAL", _RESTORE, len(names), *names, end, len(state)]
         command += (part for pair in state.items() for part in pair)
-        command += held.index, bytes(held.item), bytes(held.result), "" if score is None else score
+        command += (
+            held.index,
+            bytes(held.item),
+            "" if result is None else bytes(held.result),
+            "" if score is None else score,
+        )
         await self._run([tuple(command)])
 
     async def _places(self, student: StudentKey) -> list[_Place]:

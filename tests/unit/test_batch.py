@@ -108,11 +108,8 @@ def test_the_time_left_is_that_of_the_rest_at_the_pace_so_far() -> None:
     assert running.progress == 0.25
     assert running.remaining(began + timedelta(seconds=10)) == timedelta(seconds=30)
     assert running.remaining(began - timedelta(seconds=10)) == timedelta()  # another process's clock
-    for unknown in (
-        a_batch(),
-        a_batch(start_time=began),
-        a_batch(start_time=began, end_time=at(), failed_count=400),
-    ):
+    ended = a_batch(start_time=began, end_time=at(), failed_count=400)
+    for unknown in (a_batch(), a_batch(start_time=began), ended):
         assert unknown.remaining(began + timedelta(seconds=10)) is None
 
 

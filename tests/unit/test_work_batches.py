@@ -1,6 +1,7 @@
 """The worker of batches: through faults of single students, outages, the death of others, and its own end."""
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -29,11 +30,13 @@ class Operations:
         self.outages = 0
         """So many calls meet one."""
         self.hold: asyncio.Event | None = None
+        self.begun = asyncio.Event()
         self.under_way = 0
         self.most_under_way = 0
 
     async def __call__(self, batch: Batch, items: Mapping[int, BatchItem]) -> Mapping[int, ItemOutcome]:
         self.worked_on.append((batch.priority, min(items)))
+        self.begun.set()
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -182,7 +185,7 @@ async def test_a_fault_of_the_store_does_not_end_the_worker(
 
 
 async def test_the_urgent_go_first_and_nobody_starves(store: Flapping, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_batches.random, "randrange", lambda most: 0)
+    monkeypatch.setattr(random, "randrange", lambda most: 0)
     batches = [
         await store.submit(new_batch(1000, priority=priority), most_open=0)
         for priority in (BatchPriority.LOW, BatchPriority.NORMAL, BatchPriority.HIGH)
@@ -225,8 +228,7 @@ async def test_what_is_under_way_when_the_process_stops_is_finished_and_nothing_
     operations.hold = asyncio.Event()
     batch = await store.submit(new_batch(300), most_open=0)
     async with working(store, operations) as work:
-        while not operations.under_way:
-            await asyncio.sleep(0.001)
+        await operations.begun.wait()
         stopping = asyncio.create_task(work.stop(10.0))
         await asyncio.sleep(0.01)
         assert not stopping.done()
@@ -240,8 +242,7 @@ async def test_a_chunk_that_takes_too_long_for_the_process_to_wait_is_left_in_it
     operations.hold = asyncio.Event()
     batch = await store.submit(new_batch(1), most_open=0)
     async with working(store, operations) as work:
-        while not operations.under_way:
-            await asyncio.sleep(0.001)
+        await operations.begun.wait()
         await work.stop(0.01)
     for entry in store._queues[BatchPriority.NORMAL]:
         entry.taken_at = None
@@ -255,19 +256,21 @@ async def test_signs_of_life_are_given_while_a_chunk_is_worked_on(
 ) -> None:
     monkeypatch.setattr(work_batches, "KEEP_SECONDS", 0.001)
     kept: list[TakenChunk] = []
+    often = asyncio.Event()
 
     async def keep(taken: TakenChunk) -> None:
         kept.append(taken)
         if len(kept) == 2:
             raise StorageUnavailable("away")
+        if len(kept) == 5:
+            often.set()
 
     monkeypatch.setattr(store, "keep", keep)
     operations = Operations()
     operations.hold = asyncio.Event()
     async with working(store, operations):
         batch = await store.submit(new_batch(1), most_open=0)
-        while len(kept) < 5:
-            await asyncio.sleep(0.001)
+        await often.wait()
         operations.hold.set()
         await until_ended(store, batch)
         await asyncio.sleep(0.01)

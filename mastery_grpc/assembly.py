@@ -185,7 +185,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         )
         feed = RedisMasteryFeed(client, cache=reader)
         outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
-        issued = RedisIssuedForecasts(client, retention=retention, breaker=breaker)
+        issued = RedisIssuedForecasts(client, retention=retention, clock=utc_now, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
@@ -227,7 +227,7 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
     forecaster = WatchedForecaster(
         forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
     )
-    accept = AcceptEvents(storage.apply, request_log)
+    accept = AcceptEvents(storage.apply, request_log, clock=utc_now)
     calculate = CalculateMastery(
         accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
     )

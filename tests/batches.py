@@ -1,14 +1,17 @@
 """Short ways to make batches, their items and their results."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
 from mastery_grpc.application.batch_store import BatchItem, ItemForecast, ItemOutcome, ItemResult, NewBatch
+from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
 from mastery_grpc.domain.batch import BatchKey, BatchOperation, BatchPriority, Chunk
 from mastery_grpc.domain.forecasting.forecast import Forecast, Trend
 from mastery_grpc.domain.student import Mastery, fold_all, mastery_of
+from mastery_grpc.storage.records import encode_mark
 from tests.builders import DEFAULT_RULES, components, day, quiz, student
 
 LIFETIME = timedelta(days=7)
@@ -16,8 +19,13 @@ _numbers = count(1)
 
 
 def now() -> datetime:
-    """Returns the time, because storage by its own clock forgets what is past its time."""
-    return datetime.now(UTC)
+    """Returns the time, because storage by its own clock forgets what is past its time.
+
+    A whole number of milliseconds, as an erasure has one, and later than any before.
+    """
+    time.sleep(0.002)
+    at = datetime.now(UTC)
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def batch_key(number: int | None = None, *, school_id: str = "") -> BatchKey:
@@ -86,3 +94,9 @@ def results_of(items: dict[int, BatchItem], outcome: ItemOutcome | None = None) 
 
 def chunk(key: BatchKey, number: int = 0) -> Chunk:
     return Chunk(key, number)
+
+
+def erasure_mark(erase_time: datetime) -> bytes:
+    """Returns the mark of an erasure as it is stored."""
+    millis = erase_millis(erase_time)
+    return encode_mark(ErasureMark(rebuilds=1, erase_millis=millis, receipt_id="a-receipt", pseudonym="abcd"))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from mastery_grpc.application.student_update import Delivery, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from mastery_grpc.application.apply_events import ApplyEvents
     from mastery_grpc.application.ports import RequestLog
@@ -22,15 +23,26 @@ class AcceptEvents:
     event came through. If this process dies half-way, the worker applies them.
     """
 
-    def __init__(self, apply: ApplyEvents, request_log: RequestLog | None) -> None:
+    def __init__(
+        self, apply: ApplyEvents, request_log: RequestLog | None, *, clock: Callable[[], datetime]
+    ) -> None:
         """Without a request log events are applied, and no results are published."""
         self._apply = apply
         self._request_log = request_log
+        self._clock = clock
 
-    async def __call__(self, events: Sequence[LearningEvent]) -> list[Outcome]:
-        """Returns what became of each event, in their order. Raises Unavailable; repeating is safe."""
+    async def __call__(
+        self, events: Sequence[LearningEvent], *, produced_time: datetime | None = None
+    ) -> list[Outcome]:
+        """Returns what became of each event, in their order. Raises Unavailable; repeating is safe.
+
+        `produced_time`: if they were given to the engine earlier than now.
+        """
+        accepted_time = produced_time or self._clock()
         if self._request_log is None:
             origins = [""] * len(events)
         else:
-            origins = await self._request_log.append(events)
-        return await self._apply([Delivery(*pair) for pair in zip(events, origins, strict=True)])
+            origins = await self._request_log.append(events, produced_time=produced_time)
+        return await self._apply(
+            [Delivery(event, origin, accepted_time) for event, origin in zip(events, origins, strict=True)]
+        )

@@ -106,6 +106,9 @@ class ApplyEvents:
                     undone.add(change.student)
                 elif self._count_courses is not None:
                     self._count_courses.take(change.student, its_counted)
+        # Whoever brings an erased student's events has perhaps put him on the list of his school again.
+        if erased := [each.student for each in loaded if each.erase_time and not each.state.event_count]:
+            await self._repository.strike_off([student for student in erased if student not in undone])
         # An event that is known already may be so by a first attempt that failed before its write was safe.
         if known := {student.student: list(student.processed) for student in loaded if student.processed}:
             confirmed = await self._repository.confirm(known)

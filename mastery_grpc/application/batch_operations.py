@@ -75,7 +75,8 @@ class BatchOperations:
                     student=student,
                     components=components,
                     request_id=item_event_id(batch.key.batch_id, index),
-                    time=item_event_time(batch.create_time, index),
+                    produced_time=batch.create_time,
+                    event_time=item_event_time(batch.create_time, index),
                 )
             )
         return await self._calculate.many(calculations)

@@ -34,8 +34,10 @@ class Calculation:
     """For the mastery in the answer only; what is stored always follows the configured weights."""
     request_id: str = ""
     """A UUID in lower case; the same one has its effect once. Empty for a call that always counts."""
-    time: datetime | None = None
-    """When it was asked for; None for now."""
+    produced_time: datetime | None = None
+    """When it was asked for, if that was not just now: one from before the student was erased is dropped."""
+    event_time: datetime | None = None
+    """None for now."""
 
 
 class CalculateMastery:
@@ -58,12 +60,17 @@ class CalculateMastery:
 
     async def __call__(self, calculation: Calculation) -> tuple[Mastery, bool]:
         """Returns the mastery that results, and whether this request had been applied before."""
-        [outcome] = await self._accept([self._event(calculation)])
+        [outcome] = await self._accept([self._event(calculation)], produced_time=calculation.produced_time)
         return _weighted(await self._mastery_in(outcome, calculation), calculation), outcome.duplicate
 
     async def many(self, calculations: Sequence[Calculation]) -> list[Mastery | MasteryError]:
-        """Returns for each calculation the mastery that results, or the error that a call for it would raise."""
-        outcomes = await self._accept([self._event(calculation) for calculation in calculations])
+        """Returns for each calculation the mastery that results, or the error that a call for it would raise.
+
+        All of them were asked for at the same time.
+        """
+        [produced_time] = {calculation.produced_time for calculation in calculations}
+        events = [self._event(calculation) for calculation in calculations]
+        outcomes = await self._accept(events, produced_time=produced_time)
         found: list[Mastery | MasteryError] = []
         for outcome, calculation in zip(outcomes, calculations, strict=True):
             try:
@@ -99,7 +106,7 @@ class CalculateMastery:
         return LearningEvent(
             event_id=calculation.request_id or str(uuid4()),
             student=calculation.student,
-            event_time=calculation.time or self._clock(),
+            event_time=calculation.event_time or self._clock(),
             payload=MasteryCalculation(components=calculation.components),
             source=SOURCE,
         )

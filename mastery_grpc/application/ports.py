@@ -56,6 +56,8 @@ class LoadedStudent:
     """When the oldest event in the log was written."""
     rebuilds: int = 0
     """As in `Revision`."""
+    erase_time: datetime | None = None
+    """When the student was erased, if he was: events produced until then are dropped."""
     processed: Mapping[str, ProcessingRecord] = field(default_factory=dict)
     """Of the events asked about, those already applied within the retention of the records."""
 
@@ -181,6 +183,11 @@ class StudentRepository(Protocol):
     async def read_snapshot(self, student: StudentKey, day: date) -> Mastery | None:
         """Returns the last mastery of a UTC day, None if the student had no event on it."""
 
+    async def read_snapshots(
+        self, student: StudentKey, first: date | None = None, last: date | None = None
+    ) -> dict[date, Mastery]:
+        """Returns the last mastery of each UTC day with events, by day, from `first` to `last` inclusive."""
+
     async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
         """Returns what each student is recomputed from. The log may be newer than the rest: whoever finds the
         revision unchanged after this call knows that it was not."""
@@ -197,8 +204,12 @@ class StudentRepository(Protocol):
     def walk(self, school_id: str | None = None) -> AsyncIterator[list[StudentKey]]:
         """Yields all students with a mastery, or those of one school, in portions; a student may come twice.
 
-        One who is new while this goes on may come or not.
+        One who is new while this goes on may come or not. Those of one school cost what they are; all of them, a
+        walk over every key.
         """
+
+    async def strike_off(self, students: Sequence[StudentKey]) -> None:
+        """Takes those students off the list of their school of whom nothing is stored."""
 
     async def ping(self) -> None:
         """Returns if the storage answers."""
@@ -235,7 +246,7 @@ class OutlookStore(Protocol):
         """Returns what is stored of each student."""
 
     async def write(self, outlooks: Sequence[KeptOutlook]) -> None:
-        """Stores the outlooks instead of what is there."""
+        """Stores the outlooks instead of what is there, but those of students who have moved on meanwhile."""
 
 
 class IssuedForecasts(Protocol):
@@ -244,8 +255,13 @@ class IssuedForecasts(Protocol):
     Raises StorageUnavailable. Repeating is safe: the same day's score is the same, whoever stores it.
     """
 
-    async def store(self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]]) -> None:
-        """Stores forecasts by the day they are for, instead of those of the same students. One round trip."""
+    async def store(
+        self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]], *, issued_time: datetime
+    ) -> None:
+        """Stores forecasts by the day they are for, instead of those of the same students. Two round trips.
+
+        `issued_time`: not after that of any of them. What was issued before its student was erased is not kept.
+        """
 
     async def due_days(self, days: Sequence[date]) -> list[date]:
         """Returns those of the days for which forecasts are stored."""
@@ -308,8 +324,9 @@ class MasteryFeed(Protocol):
 class RequestLog(Protocol):
     """The topic `mastery.requests`, for events that arrive by gRPC."""
 
-    async def append(self, events: Sequence[LearningEvent]) -> list[str]:
+    async def append(self, events: Sequence[LearningEvent], *, produced_time: datetime | None = None) -> list[str]:
         """Returns where each event was written, as topic/partition/offset, once the broker has them all.
 
-        Raises BrokerUnavailable; some of the events may have been written all the same.
+        `produced_time`: if they were given to the engine earlier than now. Raises BrokerUnavailable; some of the
+        events may have been written all the same.
         """

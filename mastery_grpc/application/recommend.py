@@ -84,11 +84,12 @@ class AdviceStore(Protocol):
         """Stores feedback and drops the path; returns the feedback's time.
 
         A request that was recorded in the last 7 days has no effect and returns the time of the first; of one
-        student the latest 100 are remembered. An empty `request_id` always counts.
+        student the latest 100 are remembered. An empty `request_id` always counts. Raises StudentNotFound for one
+        who is not there, or was erased since.
         """
 
     async def keep_path(self, student: StudentKey, kept: KeptPath) -> None:
-        """Stores a path instead of what is there."""
+        """Stores a path instead of what is there, unless the student has moved on since it was made."""
 
 
 class ForecastSource(Protocol):

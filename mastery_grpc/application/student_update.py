@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mastery_grpc.application.course_pulse import Counted, counted
 from mastery_grpc.application.forget_events import forget
 from mastery_grpc.application.ports import AppliedEvent, LoggedEvent, ProcessingRecord, StudentChange
-from mastery_grpc.domain.errors import EventTooOld, MasteryError
+from mastery_grpc.domain.errors import EventTooOld, MasteryError, StudentErased
 from mastery_grpc.domain.events import LearningEvent
 from mastery_grpc.domain.learning_path import path_of
 from mastery_grpc.domain.recommendations import AdviceConfig, Feedback, recommend
@@ -18,7 +19,7 @@ from mastery_grpc.domain.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import date, datetime, timedelta
+    from datetime import date, timedelta
 
     from mastery_grpc.application.ports import LoadedStudent
     from mastery_grpc.domain.scoring import ScoringRules
@@ -31,6 +32,9 @@ class Delivery:
     event: LearningEvent
     origin: str = ""
     """The Kafka record that holds it, as topic/partition/offset; empty if none does."""
+    produced_time: datetime | None = None
+    """When its producer sent it, or the engine accepted it; None for now. An event from before its student was
+    erased is dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,9 @@ class StudentUpdate:
 
     def apply(self, delivery: Delivery) -> Outcome:
         """Takes in one delivery."""
-        event = delivery.event
+        event, erase_time = delivery.event, self._loaded.erase_time
+        if erase_time and (delivery.produced_time or self._now) <= erase_time:
+            return Outcome(error=StudentErased(event.event_id, erase_time))
         if (record := self._processed.get(event.event_id)) is not None:
             return self._duplicate(record, delivery)
         if event.event_id in self._timeline:

@@ -89,7 +89,7 @@ class VerifyForecasts:
             kept = issued(forecast, outlook.forecaster, outlook.model_version)
             due.setdefault(forecast.target_date, {})[outlook.student] = kept
         try:
-            await self._store.store(due)
+            await self._store.store(due, issued_time=min(outlook.create_time for outlook in outlooks))
         except StorageUnavailable as error:
             log.warning("issued forecasts are not kept", forecasts=len(outlooks), error=str(error))
 

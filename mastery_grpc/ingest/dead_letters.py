@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mastery_grpc.domain.errors import MasteryError
-from mastery_grpc.ingest.records import Headers, OutgoingRecord, headers_of
+from mastery_grpc.ingest.records import ORIGINAL_TIMESTAMP, Headers, OutgoingRecord, headers_of, produced_millis
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,14 +39,13 @@ def dead_letter(message: Message, error: MasteryError, *, topics: Topics, now: d
     """Returns a refused record as it came, with its own headers and those that say why it is here."""
     headers = headers_of(message)
     error_class = type(error.cause if isinstance(error, PoisonRecord) else error).__name__
-    _, timestamp = message.timestamp()
     reasons: Headers = [
         ("dlq-error-class", error_class.encode()),
         ("dlq-error-message", str(error)[:MAX_ERROR_MESSAGE].encode(errors="replace")),
         ("dlq-original-topic", (message.topic() or "").encode()),
         ("dlq-original-partition", str(message.partition()).encode()),
         ("dlq-original-offset", str(message.offset()).encode()),
-        ("dlq-original-timestamp", str(timestamp).encode()),
+        (ORIGINAL_TIMESTAMP, str(produced_millis(message)).encode()),
         ("dlq-time", now.isoformat().encode()),
         (ATTEMPT_COUNT, str(_earlier_attempts(headers) + 1).encode()),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -23,9 +24,16 @@ if TYPE_CHECKING:
 
 JSON = b"application/json"
 PROTOBUF = b"application/x-protobuf"
+PRODUCED_TIME = "produced-time"
+"""Header: when the engine was given an event that it passes on later, epoch milliseconds."""
+ORIGINAL_TIMESTAMP = "dlq-original-timestamp"
+"""Header: the time of a record that was refused and is here again."""
 
 _encode = msgspec.json.Encoder().encode
 
+
+LONGEST_TIME = 15
+"""Digits of a time; what is longer was not written here."""
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -52,7 +60,15 @@ def decode_request(message: Message) -> Delivery:
         raise InvalidInput.of("value", "is empty; a tombstone is not an event")
     is_protobuf = dict(headers_of(message)).get("content-type") == PROTOBUF
     event = _decode_protobuf(value) if is_protobuf else decode_event(value)
-    return Delivery(event, origin_of(message))
+    return Delivery(event, origin_of(message), datetime.fromtimestamp(produced_millis(message) / 1000, UTC))
+
+
+def produced_millis(message: Message) -> int:
+    """Returns when a record was produced first, in milliseconds since 1970: a replay does not make it younger."""
+    _, timestamp = message.timestamp()
+    stated = [value or b"" for name, value in headers_of(message) if name in (PRODUCED_TIME, ORIGINAL_TIMESTAMP)]
+    earlier = [int(value) for value in stated if value.isdigit() and len(value) <= LONGEST_TIME]
+    return max(0, min([timestamp, *earlier]))
 
 
 def _decode_protobuf(value: bytes) -> LearningEvent:

@@ -10,15 +10,17 @@ from confluent_kafka import KafkaException, Producer
 
 from mastery_grpc.application.event_json import encode_event
 from mastery_grpc.domain.errors import BrokerUnavailable
-from mastery_grpc.ingest.records import JSON, origin_of
+from mastery_grpc.ingest.records import JSON, PRODUCED_TIME, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from confluent_kafka import KafkaError, Message
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.domain.events import LearningEvent
+    from mastery_grpc.ingest.records import Headers
     from mastery_grpc.ingest.topics import KafkaAccess
 
 POLL_SECONDS = 0.1
@@ -65,9 +67,12 @@ class KafkaRequestLog:
         self._reports = threading.Thread(target=self._serve_reports, name="kafka-reports", daemon=True)
         self._reports.start()
 
-    async def append(self, events: Sequence[LearningEvent]) -> list[str]:
+    async def append(self, events: Sequence[LearningEvent], *, produced_time: datetime | None = None) -> list[str]:
+        headers: Headers = [("content-type", JSON)]
+        if produced_time is not None:
+            headers.append((PRODUCED_TIME, b"%d" % (produced_time.timestamp() * 1000)))
         async with self._breaker.guard():
-            return await self._append(events)
+            return await self._append(events, headers)
 
     def close(self) -> None:
         """Delivers what is under way, as long as its timeout allows."""
@@ -75,7 +80,7 @@ class KafkaRequestLog:
         self._closing.set()
         self._reports.join()
 
-    async def _append(self, events: Sequence[LearningEvent]) -> list[str]:
+    async def _append(self, events: Sequence[LearningEvent], headers: Headers) -> list[str]:
         loop = asyncio.get_running_loop()
         appended: asyncio.Future[list[str]] = loop.create_future()
 
@@ -94,7 +99,7 @@ class KafkaRequestLog:
                     self._topic,
                     key=event.student.student_id,
                     value=encode_event(event),
-                    headers=[("content-type", JSON)],
+                    headers=headers,
                     on_delivery=appending.report_to(index),
                 )
         except (BufferError, KafkaException) as error:

@@ -17,7 +17,6 @@ from mastery_grpc.domain.batch import (
     item_event_id,
 )
 from mastery_grpc.domain.errors import ItemFailed, MasteryError, StudentErased
-from mastery_grpc.domain.events import LATEST
 from mastery_grpc.domain.recommendations import Recommendation
 from mastery_grpc.domain.scoring import Components
 from mastery_grpc.domain.student import Mastery
@@ -93,27 +92,6 @@ def encode_erased(batch_id: str, index: int, erase_time: datetime) -> tuple[byte
     """Returns what stands in the place of an erased student's item, and of its result."""
     error = StudentErased(item_event_id(batch_id, index), erase_time)
     return encode_item(BatchItem("", error=error)), encode_result(ItemResult(index, "", error))
-
-
-# --- the mark of an erasure -------------------------------------------------------------------------------
-
-
-class _Mark(msgspec.Struct):
-    erase_time: datetime
-
-
-_mark_decoder = msgspec.json.Decoder(_Mark)
-
-
-def erase_time_in(mark: bytes | None) -> datetime | None:
-    """Returns when a student was erased, None for one who was not. Of a mark that cannot be read, the latest time:
-    better too much is forgotten than too little."""
-    if mark is None:
-        return None
-    try:
-        return _mark_decoder.decode(mark).erase_time.astimezone(UTC)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return LATEST
 
 
 # --- the state --------------------------------------------------------------------------------------------

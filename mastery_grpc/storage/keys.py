@@ -25,6 +25,8 @@ ANNOUNCEMENTS = "mastery:announcements"
 BATCH_ANNOUNCEMENTS = "mastery:batches"
 """The channel on which `school/batch` is published after every change of a batch, and "" when work is queued."""
 
+CURRENT_MASTERIES = "*student:{*}:profile:current_mastery"
+"""The glob of the keys of all current masteries."""
 _is_current_mastery = re.compile(
     r"(school:(?P<school>[^:]+):)?student:\{(?P<student>[^}]+)\}:profile:current_mastery"
 ).fullmatch
@@ -35,12 +37,6 @@ def current_mastery(student: StudentKey) -> str:
     return f"{_student(student)}:profile:current_mastery"
 
 
-def current_masteries(school_id: str | None) -> str:
-    """Returns the glob of the keys of all current masteries, or of one school's; "" is the default school."""
-    school = "*" if school_id is None else f"school:{school_id}:" if school_id else ""
-    return f"{school}student:{{*}}:profile:current_mastery"
-
-
 def student_of(current_mastery_key: bytes) -> StudentKey | None:
     """Returns whose current mastery a key is, None for a key of another kind."""
     found = _is_current_mastery(current_mastery_key.decode(errors="replace"))
@@ -49,7 +45,23 @@ def student_of(current_mastery_key: bytes) -> StudentKey | None:
 
 def snapshot(student: StudentKey, day: date) -> str:
     """Returns the key of a day's last mastery; with `:completion` and so on, of one component's score."""
-    return f"{_student(student)}:mastery:{day.isoformat()}"
+    return f"{snapshot_prefix(student)}{day.isoformat()}"
+
+
+def day_keys(student: StudentKey, day: date) -> tuple[str, ...]:
+    """Returns the keys of a day's snapshot and of its four scores."""
+    key = snapshot(student, day)
+    return key, f"{key}:completion", f"{key}:quiz", f"{key}:quality", f"{key}:consistency"
+
+
+def snapshot_prefix(student: StudentKey) -> str:
+    """Returns what the keys of a student's snapshots begin with; the day follows."""
+    return f"{_student(student)}:mastery:"
+
+
+def snapshot_days(student: StudentKey) -> str:
+    """Returns the key of the days that have a snapshot, a sorted set by when it was written."""
+    return f"{_student(student)}:mastery:days"
 
 
 def event_log(student: StudentKey) -> str:
@@ -90,6 +102,11 @@ def processed(student: StudentKey, event_id: str) -> str:
 def erased(student: StudentKey) -> str:
     """Returns the key of the mark that a student was erased."""
     return f"{_school(student.school_id)}erased:{{{student.student_id}}}"
+
+
+def school_students(school_id: str) -> str:
+    """Returns the key of the set of a school's students, those with a mastery and perhaps some without."""
+    return f"{_school(school_id)}students"
 
 
 def forecasts_due(day: date) -> str:

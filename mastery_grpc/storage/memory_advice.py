@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mastery_grpc.application.recommend import AdviceRecord, GivenFeedback
+from mastery_grpc.domain.errors import StudentNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,9 @@ class MemoryAdviceStore:
         return [self._given.get(student, GivenFeedback()) for student in students]
 
     async def record(self, student: StudentKey, feedback: Feedback, request_id: str) -> datetime:
+        [stored] = await self._repository.load_masteries({student: ()})
+        if stored.current is None:
+            raise StudentNotFound(student.student_id)
         if request_id and (first := self._requests.get((student, request_id))) is not None:
             return first
         if request_id:
@@ -54,4 +58,6 @@ class MemoryAdviceStore:
         return feedback.create_time
 
     async def keep_path(self, student: StudentKey, kept: KeptPath) -> None:
-        self._paths[student] = kept
+        [stored] = await self._repository.load_masteries({student: ()})
+        if stored.revision == kept.terms.revision:
+            self._paths[student] = kept

@@ -5,25 +5,55 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.storage.record_lines import encode_issued, issued_in, line
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import date
+    from datetime import date, datetime
 
+    from mastery_grpc.application.student_records import SuppressionReader
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
 
 
 class MemoryIssuedForecasts:
-    """Implements `IssuedForecasts`; nothing expires, so a claim lasts until its day is finished."""
+    """Implements `IssuedForecasts` and `HeldData`; nothing expires, so a claim lasts until its day is finished."""
 
-    def __init__(self) -> None:
+    kind = DataKind.PREDICTION
+
+    def __init__(self, erasures: SuppressionReader | None = None) -> None:
+        """Without `erasures` nobody ever is."""
+        self._erasures = erasures
         self._due: defaultdict[date, dict[StudentKey, IssuedForecast]] = defaultdict(dict)
         self._claimed: set[date] = set()
         self._scores: dict[date, DayScore] = {}
 
-    async def store(self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]]) -> None:
+    async def store(
+        self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]], *, issued_time: datetime
+    ) -> None:
         for day, forecasts in due.items():
             self._due[day].update(forecasts)
+        if self._erasures is None:
+            return
+        students = list({student for forecasts in due.values() for student in forecasts})
+        for student, erase_time in zip(students, await self._erasures.erase_times(students), strict=True):
+            if erase_time is not None and issued_time <= erase_time:
+                await self.erase(student)
+
+    async def held(self, student: StudentKey) -> list[bytes]:
+        return [
+            line(encode_issued(forecasts[student]), date=day)
+            for day, forecasts in sorted(self._due.items())
+            if student in forecasts
+        ]
+
+    async def erase(self, student: StudentKey) -> int:
+        return sum(forecasts.pop(student, None) is not None for forecasts in self._due.values())
+
+    async def restore(self, student: StudentKey, records: Sequence[bytes]) -> None:
+        for day, forecast in issued_in(records).items():
+            self._due[day][student] = forecast
 
     async def due_days(self, days: Sequence[date]) -> list[date]:
         return [day for day in days if self._due.get(day)]

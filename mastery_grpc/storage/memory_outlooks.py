@@ -18,21 +18,21 @@ class MemoryOutlookStore:
 
     def __init__(self, repository: StudentRepository) -> None:
         self._repository = repository
-        self._kept: dict[StudentKey, tuple[KeptOutlook, Revision]] = {}
-        """With the student's revision in the moment of writing: any later one has dropped it."""
+        self._kept: dict[StudentKey, KeptOutlook] = {}
 
     async def read(self, students: Sequence[StudentKey]) -> list[StudentOutlook]:
         found = []
         for student in students:
             revision = await self._revision(student)
-            kept, written_at = self._kept.get(student, (None, revision))
-            found.append(StudentOutlook(revision, kept if revision == written_at else None))
+            kept = self._kept.get(student)
+            found.append(StudentOutlook(revision, kept if kept and kept.revision == revision else None))
         return found
 
     async def write(self, outlooks: Sequence[KeptOutlook]) -> None:
         for kept in outlooks:
             student = kept.outlook.student
-            self._kept[student] = kept, await self._revision(student)
+            if kept.revision.version and kept.revision == await self._revision(student):
+                self._kept[student] = kept
 
     async def _revision(self, student: StudentKey) -> Revision:
         [stored] = await self._repository.load_masteries({student: ()})

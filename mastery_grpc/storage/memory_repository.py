@@ -20,43 +20,55 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import date, datetime
 
+    from mastery_grpc.application.erasure_mark import ErasureMark
     from mastery_grpc.application.ports import ProcessingRecord, StudentRewrite
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.student import Mastery
 
 
 class MemoryStudentRepository:
-    """Implements `StudentRepository`; nothing expires, and the log's clock is the one given."""
+    """Implements `StudentRepository`; nothing expires, and the log's clock is the one given.
+
+    Its dictionaries are open to the other fakes that stand on the same students.
+    """
 
     def __init__(
         self, *, clock: Callable[[], datetime], announce: Callable[[Mastery], None] | None = None
     ) -> None:
         self._clock = clock
         self._announce = announce or (lambda mastery: None)
-        self._changes: dict[StudentKey, StudentChange] = {}
-        self._processed: defaultdict[StudentKey, dict[str, ProcessingRecord]] = defaultdict(dict)
-        self._logs: defaultdict[StudentKey, list[LoggedEvent]] = defaultdict(list)
-        self._snapshots: dict[tuple[StudentKey, date], Mastery] = {}
+        self.changes: dict[StudentKey, StudentChange] = {}
+        self.processed: defaultdict[StudentKey, dict[str, ProcessingRecord]] = defaultdict(dict)
+        self.logs: defaultdict[StudentKey, list[LoggedEvent]] = defaultdict(list)
+        self.snapshots: dict[tuple[StudentKey, date], Mastery] = {}
         self._written = 0
+        self.marks: dict[StudentKey, ErasureMark] = {}
+        """Of the students who were erased."""
 
     async def load(self, wanted: Mapping[StudentKey, Sequence[str]]) -> list[LoadedStudent]:
         return [self._loaded(student, event_ids) for student, event_ids in wanted.items()]
 
     async def load_logs(self, students: Sequence[StudentKey]) -> list[list[LoggedEvent]]:
-        return [list(self._logs[student]) for student in students]
+        return [list(self.logs[student]) for student in students]
 
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
         return [self._commit(change) for change in changes]
 
     async def confirm(self, known: Mapping[StudentKey, Sequence[str]]) -> list[bool]:
-        return [self._processed[student].keys() >= set(event_ids) for student, event_ids in known.items()]
+        return [self.processed[student].keys() >= set(event_ids) for student, event_ids in known.items()]
 
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
-        changes = [self._changes.get(student) for student in students]
+        changes = [self.changes.get(student) for student in students]
         return [None if change is None else change.mastery for change in changes]
 
     async def read_snapshot(self, student: StudentKey, day: date) -> Mastery | None:
-        return self._snapshots.get((student, day))
+        return self.snapshots.get((student, day))
+
+    async def read_snapshots(
+        self, student: StudentKey, first: date | None = None, last: date | None = None
+    ) -> dict[date, Mastery]:
+        days = sorted(day for owner, day in self.snapshots if owner == student)
+        return {day: self.snapshots[student, day] for day in days if (first or day) <= day <= (last or day)}
 
     async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
         return [self._history(student) for student in students]
@@ -65,11 +77,11 @@ class MemoryStudentRepository:
         return [
             StoredMasteries(
                 self._revision(student),
-                self._changes[student].mastery if student in self._changes else None,
+                self.changes[student].mastery if student in self.changes else None,
                 {
                     day: StoredDay(mastery, mastery.components)
                     for day in days
-                    if (mastery := self._snapshots.get((student, day))) is not None
+                    if (mastery := self.snapshots.get((student, day))) is not None
                 },
             )
             for student, days in wanted.items()
@@ -79,56 +91,65 @@ class MemoryStudentRepository:
         return [self._rewrite(rewrite) for rewrite in rewrites]
 
     async def walk(self, school_id: str | None = None) -> AsyncIterator[list[StudentKey]]:
-        if found := [student for student in self._changes if school_id in (None, student.school_id)]:
+        if found := [student for student in self.changes if school_id in (None, student.school_id)]:
             yield found
+
+    async def strike_off(self, students: Sequence[StudentKey]) -> None:
+        return None
 
     async def ping(self) -> None:
         return None
 
     def _loaded(self, student: StudentKey, event_ids: Sequence[str]) -> LoadedStudent:
-        known = self._processed[student]
+        known = self.processed[student]
         processed = {event_id: known[event_id] for event_id in event_ids if event_id in known}
-        if (change := self._changes.get(student)) is None:
-            return LoadedStudent(student=student, processed=processed)
+        mark = self.marks.get(student)
+        erase_time = None if mark is None else mark.erase_time
+        if (change := self.changes.get(student)) is None:
+            rebuilds = self._revision(student).rebuilds
+            return LoadedStudent(student=student, rebuilds=rebuilds, erase_time=erase_time, processed=processed)
         return LoadedStudent(
             student=student,
             state=change.state,
             base=change.base,
             log_start_time=change.log_start_time,
             rebuilds=change.expected_rebuilds,
+            erase_time=erase_time,
             processed=processed,
         )
 
     def _history(self, student: StudentKey) -> StudentHistory:
-        change = self._changes.get(student)
+        change = self.changes.get(student)
         return StudentHistory(
             student=student,
             revision=self._revision(student),
             state=change.state if change else None,
             base=change.base if change else EMPTY_STATE,
             log_start_time=change.log_start_time if change else None,
-            log=list(self._logs[student]),
+            log=list(self.logs[student]),
         )
 
     def _revision(self, student: StudentKey) -> Revision:
-        change = self._changes.get(student)
-        return Revision(change.mastery.version, change.expected_rebuilds) if change else Revision()
+        if (change := self.changes.get(student)) is not None:
+            return Revision(change.mastery.version, change.expected_rebuilds)
+        mark = self.marks.get(student)
+        return Revision() if mark is None else Revision(0, mark.rebuilds)
 
     def _commit(self, change: StudentChange) -> bool:
         student = change.student
-        processed = self._processed[student]
+        processed = self.processed[student]
         if self._revision(student) != (change.expected_version, change.expected_rebuilds):
             return False
         if any(applied.event.event_id in processed for applied in change.applied):
             return False
-        self._changes[student] = change
+        self.changes[student] = change
         for applied in change.applied:
             self._written += 1
             processed[applied.event.event_id] = applied.record
-            self._logs[student].append(LoggedEvent(f"0-{self._written}", self._clock(), applied.event))
-        self._logs[student] = [logged for logged in self._logs[student] if logged.entry_id not in change.forgotten]
+            self.logs[student].append(LoggedEvent(f"0-{self._written}", self._clock(), applied.event))
+        self.logs[student] = [logged for logged in self.logs[student] if logged.entry_id not in change.forgotten]
         for day, mastery in change.snapshots.items():
-            self._snapshots[student, day] = mastery
+            self.snapshots[student, day] = mastery
         self._announce(change.mastery)
         return True
 
@@ -136,7 +157,7 @@ class MemoryStudentRepository:
         student, (version, rebuilds) = rewrite.student, rewrite.expected
         if self._revision(student) != rewrite.expected:
             return False
-        self._changes[student] = StudentChange(
+        self.changes[student] = StudentChange(
             student=student,
             expected_version=version,
             expected_rebuilds=rebuilds + 1,
@@ -148,6 +169,6 @@ class MemoryStudentRepository:
             applied=(),
         )
         for day, mastery in rewrite.snapshots.items():
-            self._snapshots[student, day] = mastery
+            self.snapshots[student, day] = mastery
         self._announce(rewrite.mastery)
         return True

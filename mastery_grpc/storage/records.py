@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from mastery_grpc.application.erasure_mark import ErasureAnnouncement, ErasureMark
 from mastery_grpc.application.ports import (
     LoadedStudent,
     LoggedEvent,
@@ -76,6 +77,8 @@ _encode = msgspec.json.Encoder().encode
 _mastery_decoder = msgspec.json.Decoder(Mastery)
 _fold_decoder = msgspec.json.Decoder(_StoredFold)
 _record_decoder = msgspec.json.Decoder(_Record)
+_erasure_decoder = msgspec.json.Decoder(ErasureAnnouncement)
+_mark_decoder = msgspec.json.Decoder(ErasureMark)
 _result_kind_decoder = msgspec.json.Decoder(_ResultKind)
 _result_decoders: dict[ResultType, msgspec.json.Decoder[Result]] = {
     ResultType.MASTERY_UPDATED: msgspec.json.Decoder(MasteryUpdated),
@@ -83,6 +86,16 @@ _result_decoders: dict[ResultType, msgspec.json.Decoder[Result]] = {
     ResultType.PATH_RECOMMENDED: msgspec.json.Decoder(PathRecommended),
 }
 _revision_of = re.compile(rb'\{"version":(\d+)(?:,"rebuilds":(\d+))?').match  # as the scripts read it
+
+
+def time_of(millis: int) -> datetime:
+    """Returns the time of so many milliseconds since 1970."""
+    return datetime.fromtimestamp(millis / 1000, tz=UTC)
+
+
+def millis_of(time: datetime) -> int:
+    """Returns a time in milliseconds since 1970."""
+    return int(time.timestamp() * 1000)
 
 
 def encode_mastery(mastery: Mastery) -> bytes:
@@ -102,18 +115,34 @@ def encode_current(change: StudentChange | StudentRewrite, mastery_json: bytes, 
     """
     base = change.base if change.base.event_count else None
     fold = _encode(_Fold(change.state, base, change.log_start_time))
-    if rebuilds:
-        version, _, rest = mastery_json.partition(b",")
-        mastery_json = b'%b,"rebuilds":%d,%b' % (version, rebuilds, rest)
-    return mastery_json[:-1] + b',"fold":' + fold + b"}"
+    return with_rebuilds(mastery_json[:-1] + b',"fold":' + fold + b"}", rebuilds)
+
+
+def with_rebuilds(current: bytes, least: int) -> bytes:
+    """Returns a current mastery whose revision has at least so many rebuilds."""
+    has = revision_of(current).rebuilds
+    if has >= least:
+        return current
+    version, _, rest = current.partition(b",")
+    return b'%b,"rebuilds":%d,%b' % (version, least, rest.removeprefix(b'"rebuilds":%d,' % has))
 
 
 def decode_current(
-    student: StudentKey, value: bytes | None, processed: dict[str, ProcessingRecord]
+    student: StudentKey,
+    value: bytes | None,
+    processed: dict[str, ProcessingRecord],
+    mark: bytes | None = None,
 ) -> LoadedStudent:
-    """Returns what a current mastery says to a writer; None is a student not seen before."""
+    """Returns what a current mastery says to a writer; None is a student not seen before, or erased."""
+    erasure = None if mark is None else decode_mark(mark)
+    erase_time = None if erasure is None else erasure.erase_time
     if value is None:
-        return LoadedStudent(student=student, processed=processed)
+        return LoadedStudent(
+            student=student,
+            processed=processed,
+            rebuilds=erasure.rebuilds if erasure else 0,
+            erase_time=erase_time,
+        )
     stored = _fold_decoder.decode(value)
     fold = stored.fold
     return LoadedStudent(
@@ -122,18 +151,31 @@ def decode_current(
         base=fold.base or EMPTY_STATE,
         log_start_time=fold.log_start_time,
         rebuilds=stored.rebuilds,
+        erase_time=erase_time,
         processed=processed,
     )
 
 
-def revision_of(value: bytes | None) -> Revision:
-    """Returns the revision of a current mastery, whatever else can be read of it."""
+def revision_of(value: bytes | None, mark: bytes | None = None) -> Revision:
+    """Returns the revision of a current mastery, whatever else can be read of it.
+
+    `mark`: of an erasure, which tells what a student who is not there begins with.
+    """
+    if value is None and mark is not None:
+        return Revision(0, decode_mark(mark).rebuilds)
     if value is None or (found := _revision_of(value)) is None:
         return Revision()
     return Revision(int(found[1]), int(found[2] or 0))
 
 
-def decode_history(student: StudentKey, value: bytes | None, log: Sequence[LoggedEvent]) -> StudentHistory:
+def revision_text(revision: Revision) -> str:
+    """Returns a revision as the scripts compare it."""
+    return f"{revision.version}.{revision.rebuilds}"
+
+
+def decode_history(
+    student: StudentKey, value: bytes | None, mark: bytes | None, log: Sequence[LoggedEvent]
+) -> StudentHistory:
     """Returns what a current mastery and the log say to a rebuild; the first may be anything."""
     try:
         fold = None if value is None else _fold_decoder.decode(value).fold
@@ -141,12 +183,32 @@ def decode_history(student: StudentKey, value: bytes | None, log: Sequence[Logge
         fold = None
     return StudentHistory(
         student=student,
-        revision=revision_of(value),
+        revision=revision_of(value, mark),
         state=fold.state if fold else None,
         base=(fold.base if fold else None) or EMPTY_STATE,
         log_start_time=fold.log_start_time if fold else None,
         log=log,
     )
+
+
+def encode_erasure(announcement: ErasureAnnouncement) -> bytes:
+    """Returns an announcement as JSON, in the shape of a mastery's as far as everybody reads it."""
+    return _encode(announcement)
+
+
+def decode_announcement(value: bytes) -> Mastery | ErasureAnnouncement:
+    """Returns what was announced."""
+    return _erasure_decoder.decode(value) if value.startswith(b'{"version":0,') else decode_mastery(value)
+
+
+def encode_mark(mark: ErasureMark) -> bytes:
+    """Returns the mark of an erasure as JSON, `rebuilds` first."""
+    return _encode(mark)
+
+
+def decode_mark(value: bytes) -> ErasureMark:
+    """Returns the mark in a JSON text."""
+    return _mark_decoder.decode(value)
 
 
 def mastery_if_readable(value: bytes | None) -> Mastery | None:
@@ -155,6 +217,12 @@ def mastery_if_readable(value: bytes | None) -> Mastery | None:
         return None if value is None else decode_mastery(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def day_values(mastery: Mastery, mastery_json: bytes) -> tuple[bytes | float, ...]:
+    """Returns what stands under the keys of a day: the snapshot and its four scores."""
+    scores = mastery.components
+    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency
 
 
 def decode_day(snapshot: bytes | None, *scores: bytes | None) -> StoredDay:

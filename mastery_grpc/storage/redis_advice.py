@@ -6,16 +6,16 @@ import math
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from mastery_grpc.application.recommend import AdviceRecord, GivenFeedback, KeptPath
-from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
+from mastery_grpc.domain.errors import InvalidInput, StudentNotFound
 from mastery_grpc.domain.recommendations import Feedback
 from mastery_grpc.storage import keys, records
-from mastery_grpc.storage.connection import Replicas, raise_first_error, run_guarded, run_writes
+from mastery_grpc.storage.connection import Replicas, run_guarded
+from mastery_grpc.storage.script import KEEP, Script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _REVISION = b"revision"
 _REQUEST = b"request:"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_RECORD = files("mastery_grpc.storage").joinpath("feedback.lua").read_text()
+_RECORD = Script("feedback.lua")
 
 _encode = msgspec.json.Encoder().encode
 _feedback_decoder = msgspec.json.Decoder(Feedback)
@@ -57,6 +57,7 @@ class RedisAdviceStore:
         self._path_lifetime = math.ceil(retention.path.total_seconds())
         self._guard = nullcontext if breaker is None else breaker.guard
         self._run = partial(run_guarded, client, self._guard)
+        self._keep = partial(KEEP.run, client, self._guard)
 
     async def load(self, student: StudentKey) -> AdviceRecord:
         (current, path), fields = await self._run(
@@ -78,13 +79,12 @@ class RedisAdviceStore:
 
     async def record(self, student: StudentKey, feedback: Feedback, request_id: str) -> datetime:
         now = feedback.create_time
-        # By its text, which needs no second attempt; feedback is rare and the script short.
-        command = (
-            "EVAL",
-            _RECORD,
-            2,
+        call = (
+            4,
             keys.feedback(student),
             keys.path(student),
+            keys.current_mastery(student),
+            keys.erased(student),
             f"{feedback.recommendation_id}:{feedback.verdict}",
             _encode(feedback),
             _REQUEST + request_id.encode() if request_id else b"",
@@ -93,15 +93,15 @@ class RedisAdviceStore:
             MOST_REQUESTS,
             self._feedback_lifetime,
         )
-        async with self._guard():
-            replies, is_replicated = await run_writes(self._client, [command], self._replicas)
-            raise_first_error(replies)
-        if not is_replicated:
-            raise StorageUnavailable("redis: too few replicas have the write")
-        return _EPOCH + int(replies[0]) * _MICROSECOND
+        [recorded] = await _RECORD.run(self._client, self._guard, [call], self._replicas)
+        if recorded is None:
+            raise StudentNotFound(student.student_id)
+        return _EPOCH + int(recorded) * _MICROSECOND
 
     async def keep_path(self, student: StudentKey, kept: KeptPath) -> None:
-        await self._run([("SET", keys.path(student), _encode_path(kept), "EX", self._path_lifetime)])
+        revision = records.revision_text(kept.terms.revision)
+        its_keys = keys.current_mastery(student), keys.path(student)
+        await self._keep([(2, *its_keys, revision, _encode_path(kept), self._path_lifetime)])
 
 
 def decode_feedback(fields: Mapping[bytes, bytes]) -> GivenFeedback:

@@ -10,7 +10,6 @@ import math
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from mastery_grpc.application.batch_store import (
@@ -21,12 +20,13 @@ from mastery_grpc.application.batch_store import (
     TakenChunk,
 )
 from mastery_grpc.domain.batch import BatchKey, BatchPriority, Chunk, chunk_count
-from mastery_grpc.domain.errors import StorageUnavailable
 from mastery_grpc.storage import batch_records as records
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import Replicas, raise_first_error, run_guarded, run_writes
+from mastery_grpc.storage.connection import Replicas, run_guarded
 from mastery_grpc.storage.redis_batches import (
+    ERASE,
     GROUP,
+    QUEUE,
     RedisBatchStore,
     announcement,
     closing,
@@ -34,6 +34,7 @@ from mastery_grpc.storage.redis_batches import (
     places_of,
     queueing,
 )
+from mastery_grpc.storage.script import Script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,10 +49,7 @@ CONSUMER = "worker"
 SCAN_PORTION = 1000
 _UPKEEP_CLAIM = 5
 """Seconds in which chunks that were lost are looked for by one worker only."""
-_scripts = files("mastery_grpc.storage")
-_TAKE, _BEGIN, _FINISH = (
-    _scripts.joinpath(f"batch_{name}.lua").read_text() for name in ("take", "begin", "finish")
-)
+_TAKE, _BEGIN, _FINISH = (Script(f"batch_{name}.lua") for name in ("take", "begin", "finish"))
 
 
 class RedisBatchWork:
@@ -73,9 +71,7 @@ class RedisBatchWork:
 
     async def take(self, order: Sequence[BatchPriority]) -> TakenChunk | None:
         queues = map(keys.batch_queue, order)
-        [reply] = await self._run(
-            [("EVAL", _TAKE, len(order), *queues, GROUP, CONSUMER, int(1000 * CLAIM_SECONDS))]
-        )
+        [reply] = await self._call(_TAKE, len(order), *queues, GROUP, CONSUMER, int(1000 * CLAIM_SECONDS))
         if reply is None:
             return None
         place, entry_id, fields, deliveries = reply
@@ -90,7 +86,7 @@ class RedisBatchWork:
         names = keys.batch_state(key), keys.batch_items(key)
         places = taken.chunk.places
         terms = number, records.micros(now), *announcement(key), *places
-        [(what, *told)] = await self._run([("EVAL", _BEGIN, len(names), *names, *terms)])
+        [(what, *told)] = await self._call(_BEGIN, len(names), *names, *terms)
         if what == 0:
             await self._run(_taking_off(taken))
             return None
@@ -109,16 +105,13 @@ class RedisBatchWork:
     async def finish(self, begun: BegunChunk, results: Sequence[ItemResult], now: datetime) -> None:
         key, number = begun.taken.chunk
         names = keys.batch_state(key), keys.batch_results(key), keys.batch_scores(key)
-        command: list[Any] = ["EVAL", _FINISH, len(names), *names, number, records.micros(now), *announcement(key)]
+        call: list[Any] = [len(names), *names, number, records.micros(now), *announcement(key)]
         for result in results:
             score = result.score
-            command += result.index, records.encode_result(result), "" if score is None else score
-        replies, is_replicated = await run_writes(self._client, [tuple(command)], self._replicas)
-        raise_first_error(replies)
-        if not is_replicated:
-            raise StorageUnavailable("redis: too few replicas have the results")
+            call += result.index, records.encode_result(result), "" if score is None else score
+        [has_ended] = await _FINISH.run(self._client, nullcontext, [call], self._replicas)
         owner = None
-        if replies[0]:
+        if has_ended:
             [owner] = await self._run([("HGET", keys.batch_state(key), "owner")])
         await self._settle(begun.taken, begun.items, owner and owner.decode())
 
@@ -153,7 +146,7 @@ class RedisBatchWork:
             missing = set(range(chunk_count(batch.item_count))) - stored.done
             missing = {number for number in missing if Chunk(key, number) not in queued}
             if missing:
-                await self._run([queueing(batch, sorted(missing), self._lifetime)])
+                await self._call(QUEUE, *queueing(batch, sorted(missing), self._lifetime))
                 lost += len(missing)
         return lost
 
@@ -161,9 +154,13 @@ class RedisBatchWork:
         """Takes out who was erased while the chunk was worked on, and the chunk off its queue."""
         places = places_of(taken.chunk.batch, items)
         marks = await self._run([("GET", keys.erased(student)) for student in places])
-        await self._run(erasing(taken.chunk.batch, zip(places.values(), marks, strict=True)))
+        marked = zip(places.values(), marks, strict=True)
+        await ERASE.run(self._client, nullcontext, erasing(taken.chunk.batch, marked))
         ended = [] if owner_of_ended is None else closing(taken.chunk.batch, owner_of_ended)
         await self._run([*_taking_off(taken), *ended])
+
+    async def _call(self, script: Script, *call: Any) -> list[Any]:
+        return await script.run(self._client, nullcontext, [call])
 
     async def _items(self, batch: Batch) -> dict[int, BatchItem]:
         [reply] = await self._run([("HGETALL", keys.batch_items(batch.key))])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from mastery_grpc.domain.batch import Batch, BatchKey, BatchState, chunk_count
@@ -24,7 +23,9 @@ from mastery_grpc.domain.errors import (
 from mastery_grpc.domain.events import StudentKey, student_violations
 from mastery_grpc.storage import batch_records as records
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import Replicas, raise_first_error, run_guarded, run_writes
+from mastery_grpc.storage.connection import Replicas, run_guarded
+from mastery_grpc.storage.records import decode_mark
+from mastery_grpc.storage.script import Script
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,15 +37,14 @@ if TYPE_CHECKING:
     from mastery_grpc.storage.connection import Command, RedisClient
 
 GROUP = "workers"
-_scripts = files("mastery_grpc.storage")
-_OPEN, _CREATE, _INDEX, _QUEUE, _CANCEL, _ERASE = (
-    _scripts.joinpath(f"batch_{name}.lua").read_text()
-    for name in ("open", "create", "index", "queue", "cancel", "erase")
+_OPEN, _CREATE, _INDEX, _MARK_QUEUED, _CANCEL = (
+    Script(f"batch_{name}.lua") for name in ("open", "create", "index", "mark_queued", "cancel")
 )
+QUEUE, ERASE = Script("batch_queue.lua"), Script("batch_erase.lua")
 
 
 class RedisBatchStore:
-    """Implements `BatchStore`. Scripts go by their text: most calls of them carry far more than that."""
+    """Implements `BatchStore`."""
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class RedisBatchStore:
         return [float(score) for _, score in pairs]
 
     async def cancel(self, key: BatchKey, now: datetime) -> Batch:
-        command = "EVAL", _CANCEL, 1, keys.batch_state(key), records.micros(now), *announcement(key)
-        [reply] = await self._run([command])
+        call = 1, keys.batch_state(key), records.micros(now), *announcement(key)
+        [reply] = await _CANCEL.run(self._client, self._guard, [call])
         if (stored := records.decode_state(key, records.fields_of(reply))) is None:
             raise BatchNotFound(key.batch_id)
         if stored.batch.state is BatchState.SUCCEEDED:
@@ -109,9 +109,9 @@ class RedisBatchStore:
         """Notes a batch that is stored with its students, and queues it. Repeating is safe."""
         key = stored.batch.key
         await self._note(stored.batch, items)
-        await self._run([queueing(stored.batch, range(chunk_count(stored.batch.item_count)), self._lifetime)])
-        # Not where it has been dropped meanwhile: nobody would drop what this made.
-        await self._run([("EVAL", _MARK_QUEUED, 1, keys.batch_state(key))])
+        chunks = range(chunk_count(stored.batch.item_count))
+        await QUEUE.run(self._client, self._guard, [queueing(stored.batch, chunks, self._lifetime)])
+        await _MARK_QUEUED.run(self._client, self._guard, [(1, keys.batch_state(key))])
 
     async def _find(self, key: BatchKey) -> StoredBatch | None:
         [reply] = await self._run([("HGETALL", keys.batch_state(key))])
@@ -119,14 +119,13 @@ class RedisBatchStore:
 
     async def _open(self, new: NewBatch, most_open: int) -> bool:
         terms = open_name(new.key, new.owner), records.micros(new.create_time), most_open, self._lifetime
-        [reply] = await self._run([("EVAL", _OPEN, 2, keys.BATCHES_OPEN, keys.batches_open_of(new.owner), *terms)])
+        call = 2, keys.BATCHES_OPEN, keys.batches_open_of(new.owner), *terms
+        [reply] = await _OPEN.run(self._client, self._guard, [call])
         return bool(reply)
 
     async def _create(self, new: NewBatch) -> StoredBatch:
         state = records.state_fields(new)
-        command: Command = (
-            "EVAL",
-            _CREATE,
+        call = (
             2,
             keys.batch_state(new.key),
             keys.batch_items(new.key),
@@ -135,12 +134,8 @@ class RedisBatchStore:
             *(part for pair in state.items() for part in pair),
             *(part for index, item in enumerate(new.items) for part in (index, records.encode_item(item))),
         )
-        async with self._guard():
-            replies, is_replicated = await run_writes(self._client, [command], self._replicas)
-            raise_first_error(replies)
-        if not is_replicated:  # outside the breaker's guard: the server answers
-            raise StorageUnavailable("redis: too few replicas have the batch")
-        stored = records.decode_state(new.key, records.fields_of(replies[0]))
+        [reply] = await _CREATE.run(self._client, self._guard, [call], self._replicas)
+        stored = records.decode_state(new.key, records.fields_of(reply))
         if stored is None:
             raise StorageUnavailable("redis: a batch was dropped as soon as it was stored")
         return stored
@@ -149,25 +144,20 @@ class RedisBatchStore:
         """Notes with each student where he stands; whoever was erased meanwhile is taken out again."""
         places = places_of(batch.key, items)
         now, end = records.micros(batch.create_time) // 1000, records.micros(batch.expire_time) // 1000
-        marks = await self._run(
-            [
-                (
-                    "EVAL",
-                    _INDEX,
-                    2,
-                    keys.student_batches(student),
-                    keys.erased(student),
-                    now,
-                    end,
-                    *(f"{batch.key.batch_id}/{index}" for index in indices),
-                )
-                for student, indices in places.items()
-            ]
-        )
-        await self._run(erasing(batch.key, zip(places.values(), marks, strict=True)))
-
-
-_MARK_QUEUED = "if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'queued', '1') end return 1"
+        calls = [
+            (
+                2,
+                keys.student_batches(student),
+                keys.erased(student),
+                now,
+                end,
+                *(f"{batch.key.batch_id}/{index}" for index in indices),
+            )
+            for student, indices in places.items()
+        ]
+        marks = await _INDEX.run(self._client, self._guard, calls)
+        marked = zip(places.values(), marks, strict=True)
+        await ERASE.run(self._client, self._guard, erasing(batch.key, marked))
 
 
 def announcement(key: BatchKey) -> tuple[str, str]:
@@ -186,10 +176,10 @@ def closing(key: BatchKey, owner: str) -> list[Command]:
     return [("ZREM", keys.BATCHES_OPEN, name), ("ZREM", keys.batches_open_of(owner), name)]
 
 
-def queueing(batch: Batch, chunks: Iterable[int], lifetime: int) -> Command:
-    """Returns the command that queues chunks of a batch; the queue lives for so many seconds from then on."""
+def queueing(batch: Batch, chunks: Iterable[int], lifetime: int) -> Sequence[Any]:
+    """Returns the call of the script that queues chunks of a batch; the queue lives for so many seconds then."""
     queue, (batch_id, school_id) = keys.batch_queue(batch.priority), batch.key
-    return "EVAL", _QUEUE, 1, queue, GROUP, lifetime, keys.BATCH_ANNOUNCEMENTS, school_id, batch_id, *chunks
+    return 1, queue, GROUP, lifetime, keys.BATCH_ANNOUNCEMENTS, school_id, batch_id, *chunks
 
 
 def places_of(key: BatchKey, items: Mapping[int, BatchItem]) -> dict[StudentKey, list[int]]:
@@ -202,20 +192,16 @@ def places_of(key: BatchKey, items: Mapping[int, BatchItem]) -> dict[StudentKey,
     return places
 
 
-def erasing(key: BatchKey, marked: Iterable[tuple[Sequence[int], bytes | None]]) -> list[Command]:
-    """Returns the commands that take students out of a batch whose mark says that they were erased after it was
-    submitted; one for each of them."""
-    commands = []
-    for indices, mark in marked:
-        if (erase_time := records.erase_time_in(mark)) is not None:
-            commands.append(erasure(key, indices, erase_time))
-    return commands
+def erasing(key: BatchKey, marked: Iterable[tuple[Sequence[int], bytes | None]]) -> list[Sequence[Any]]:
+    """Returns the calls of the script that take students with a mark out of their places in a batch."""
+    return [erasure(key, indices, decode_mark(mark).erase_time) for indices, mark in marked if mark is not None]
 
 
-def erasure(key: BatchKey, indices: Sequence[int], erase_time: datetime) -> Command:
-    """Returns the command that takes a student who was erased at a time out of his places in a batch."""
+def erasure(key: BatchKey, indices: Sequence[int], erase_time: datetime) -> Sequence[Any]:
+    """Returns the call of the script that takes a student out of his places in a batch, unless that was submitted
+    after he was erased."""
     names = keys.batch_state(key), keys.batch_items(key), keys.batch_results(key), keys.batch_scores(key)
-    command: list[Any] = ["EVAL", _ERASE, len(names), *names, records.micros(erase_time), *announcement(key)]
+    call: list[Any] = [len(names), *names, records.micros(erase_time), *announcement(key)]
     for index in indices:
-        command += index, *records.encode_erased(key.batch_id, index, erase_time)
-    return tuple(command)
+        call += index, *records.encode_erased(key.batch_id, index, erase_time)
+    return call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mastery_grpc.application.data_kinds import DataKind
@@ -12,7 +11,9 @@ from mastery_grpc.domain.batch import BatchKey
 from mastery_grpc.storage import batch_records, keys
 from mastery_grpc.storage.connection import run_guarded
 from mastery_grpc.storage.held_batch_records import decode_held, encode_held
-from mastery_grpc.storage.redis_batches import erasure
+from mastery_grpc.storage.records import decode_mark
+from mastery_grpc.storage.redis_batches import ERASE, erasure
+from mastery_grpc.storage.script import Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mastery_grpc.storage.connection import Command, RedisClient
     from mastery_grpc.storage.held_batch_records import HeldBatchItem
 
-_RESTORE = files("mastery_grpc.storage").joinpath("batch_restore.lua").read_text()
+_RESTORE = Script("batch_restore.lua")
 
 
 class _Place(NamedTuple):
@@ -50,7 +51,9 @@ class RedisHeldBatches:
     ) -> None:
         """With a breaker, calls are refused at once while Redis is away."""
         self._clock = clock
-        self._run = partial(run_guarded, client, nullcontext if breaker is None else breaker.guard)
+        self._client = client
+        self._guard = nullcontext if breaker is None else breaker.guard
+        self._run = partial(run_guarded, client, self._guard)
 
     @property
     def kind(self) -> DataKind:
@@ -76,7 +79,8 @@ class RedisHeldBatches:
     async def erase(self, student: StudentKey) -> int:
         [mark] = await self._run([("GET", keys.erased(student))])
         places = await self._places(student)
-        return await self._take_out(student, places, batch_records.erase_time_in(mark) or self._clock())
+        erase_time = self._clock() if mark is None else decode_mark(mark).erase_time
+        return await self._take_out(student, places, erase_time)
 
     async def restore(self, student: StudentKey, records: Sequence[bytes]) -> None:
         given = [decode_held(record, student) for record in records]
@@ -93,7 +97,7 @@ class RedisHeldBatches:
         count = 0
         for place in places:
             key = BatchKey(place.batch_id, student.school_id)
-            [replaced] = await self._run([erasure(key, [place.number], erase_time)])
+            [replaced] = await ERASE.run(self._client, self._guard, [erasure(key, [place.number], erase_time)])
             if replaced >= 0:  # else the batch is of a new beginning
                 await self._run([("ZREM", keys.student_batches(student), place.member)])
                 count += replaced
@@ -113,15 +117,11 @@ class RedisHeldBatches:
         await self._run(noting)
         state = batch_records.ended_state_fields(batch)
         names = keys.batch_state(key), keys.batch_items(key), keys.batch_results(key), keys.batch_scores(key)
-        command: list[Any] = ["EVAL", _RESTORE, len(names), *names, end, len(state)]
-        command += (part for pair in state.items() for part in pair)
-        command += (
-            held.index,
-            bytes(held.item),
-            "" if result is None else bytes(held.result),
-            "" if score is None else score,
-        )
-        await self._run([tuple(command)])
+        call: list[Any] = [len(names), *names, end, len(state)]
+        call += (part for pair in state.items() for part in pair)
+        call += held.index, bytes(held.item), b"" if result is None else bytes(held.result)
+        call.append("" if score is None else score)
+        await _RESTORE.run(self._client, self._guard, [call])
 
     async def _places(self, student: StudentKey) -> list[_Place]:
         """Returns where a student stands in batches, in an order that does not change."""

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mastery_grpc.application.data_kinds import DataKind
 from mastery_grpc.domain.events import StudentKey
-from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
-from mastery_grpc.storage import keys
+from mastery_grpc.domain.forecasting.verification import VERIFIED_HORIZON_DAYS, DayScore, IssuedForecast
+from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import run_guarded
+from mastery_grpc.storage.record_lines import issued_in, line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import date
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
@@ -32,17 +34,27 @@ _score_decoder = msgspec.json.Decoder(DayScore)
 
 
 class RedisIssuedForecasts:
-    """Implements `IssuedForecasts`."""
+    """Implements `IssuedForecasts`, and `HeldData` about them."""
+
+    kind = DataKind.PREDICTION
 
     def __init__(
-        self, client: RedisClient, *, retention: keys.Retention, breaker: CircuitBreaker | None = None
+        self,
+        client: RedisClient,
+        *,
+        retention: keys.Retention,
+        clock: Callable[[], datetime],
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         """With a breaker, calls are refused at once while Redis is away."""
         self._retention = retention
+        self._clock = clock
         guard = nullcontext if breaker is None else breaker.guard
         self._run = partial(run_guarded, client, guard)
 
-    async def store(self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]]) -> None:
+    async def store(
+        self, due: Mapping[date, Mapping[StudentKey, IssuedForecast]], *, issued_time: datetime
+    ) -> None:
         commands: list[Command] = []
         for day, forecasts in due.items():
             if forecasts:
@@ -50,6 +62,27 @@ class RedisIssuedForecasts:
                 pairs = [(_field(student), _encode(forecast)) for student, forecast in forecasts.items()]
                 commands.append(("HSET", key, *(part for pair in pairs for part in pair)))
                 commands.append(("EXPIREAT", key, self._end(day)))
+        await self._run(commands)
+        # Asked last: an erasure leaves its mark before it looks here.
+        students = list({student for forecasts in due.values() for student in forecasts})
+        marks = await self._run([("GET", keys.erased(student)) for student in students])
+        for student, mark in zip(students, marks, strict=True):
+            if mark is not None and issued_time <= records.decode_mark(mark).erase_time:
+                await self.erase(student)
+
+    async def held(self, student: StudentKey) -> list[bytes]:
+        days = self._days()
+        replies = await self._run([("HGET", keys.forecasts_due(day), _field(student)) for day in days])
+        return [line(value, date=day) for day, value in zip(days, replies, strict=True) if value is not None]
+
+    async def erase(self, student: StudentKey) -> int:
+        return sum(await self._run([("HDEL", keys.forecasts_due(day), _field(student)) for day in self._days()]))
+
+    async def restore(self, student: StudentKey, records: Sequence[bytes]) -> None:
+        commands: list[Command] = []
+        for day, forecast in issued_in(records).items():
+            commands.append(("HSET", keys.forecasts_due(day), _field(student), _encode(forecast)))
+            commands.append(("EXPIREAT", keys.forecasts_due(day), self._end(day)))
         await self._run(commands)
 
     async def due_days(self, days: Sequence[date]) -> list[date]:
@@ -88,6 +121,12 @@ class RedisIssuedForecasts:
                 with suppress(msgspec.DecodeError, UnicodeDecodeError):
                     scores.append(_score_decoder.decode(reply))
         return scores
+
+    def _days(self) -> list[date]:
+        """Returns the days for which forecasts may be kept: a day more at both ends, for clocks that differ."""
+        oldest = math.ceil(self._retention.issued_forecasts / timedelta(days=1)) + 1
+        today = self._clock().date()
+        return [today + timedelta(days=day) for day in range(-oldest, VERIFIED_HORIZON_DAYS + 2)]
 
     def _end(self, day: date) -> int:
         """Returns when the forecasts for a day are forgotten, in seconds of the epoch."""

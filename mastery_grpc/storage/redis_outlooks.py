@@ -19,6 +19,7 @@ from mastery_grpc.domain.forecasting.outlook import Outlook
 from mastery_grpc.domain.scoring import Components, Level
 from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import run_guarded
+from mastery_grpc.storage.script import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +89,7 @@ class RedisOutlookStore:
         self._lifetime = max(1, math.ceil(lifetime.total_seconds()))
         guard = nullcontext if breaker is None else breaker.guard
         self._run = partial(run_guarded, client, guard)
+        self._keep = partial(KEEP.run, client, guard)
 
     async def read(self, students: Sequence[StudentKey]) -> list[StudentOutlook]:
         # One MGET per student: his mastery and the outlook are of one moment.
@@ -100,9 +102,16 @@ class RedisOutlookStore:
         ]
 
     async def write(self, outlooks: Sequence[KeptOutlook]) -> None:
-        await self._run(
+        await self._keep(
             [
-                ("SET", keys.prediction(kept.outlook.student), encode_outlook(kept), "EX", self._lifetime)
+                (
+                    2,
+                    keys.current_mastery(kept.outlook.student),
+                    keys.prediction(kept.outlook.student),
+                    records.revision_text(kept.revision),
+                    encode_outlook(kept),
+                    self._lifetime,
+                )
                 for kept in outlooks
             ]
         )

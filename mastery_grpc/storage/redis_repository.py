@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from contextlib import nullcontext, suppress
-from datetime import UTC, datetime
+from datetime import date
 from functools import partial
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-
-from redis.exceptions import NoScriptError
 
 from mastery_grpc.application.event_json import decode_event, encode_event
 from mastery_grpc.application.ports import (
@@ -20,7 +16,8 @@ from mastery_grpc.application.ports import (
     StoredMasteries,
     StudentHistory,
 )
-from mastery_grpc.domain.errors import InvalidInput, StorageUnavailable
+from mastery_grpc.domain.errors import InvalidInput
+from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import (
     Replicas,
@@ -29,14 +26,14 @@ from mastery_grpc.storage.connection import (
     run_writes,
     storage_errors,
 )
+from mastery_grpc.storage.script import Script, require
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from datetime import date, timedelta
+    from datetime import timedelta
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.application.ports import StudentChange, StudentRewrite
-    from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.student import Mastery
     from mastery_grpc.storage.connection import Command, RedisClient
 
@@ -44,16 +41,8 @@ WALK_PORTION = 500
 """Keys that one step of a walk looks at."""
 
 
-class _Script:
-    """A script, and the name by which EVALSHA calls it."""
-
-    def __init__(self, name: str) -> None:
-        self.text = files("mastery_grpc.storage").joinpath(name).read_text()
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-
-_COMMIT = _Script("commit.lua")
-_REWRITE = _Script("rewrite.lua")
+_COMMIT = Script("commit.lua")
+_REWRITE = Script("rewrite.lua")
 
 
 class RedisStudentRepository:
@@ -85,18 +74,23 @@ class RedisStudentRepository:
         # One MGET per student: his state and the records are of one moment.
         replies = await self._run(
             [
-                ("MGET", keys.current_mastery(student), *(keys.processed(student, id_) for id_ in event_ids))
+                (
+                    "MGET",
+                    keys.current_mastery(student),
+                    keys.erased(student),
+                    *(keys.processed(student, id_) for id_ in event_ids),
+                )
                 for student, event_ids in wanted.items()
             ]
         )
         loaded = []
-        for (student, event_ids), (current, *found) in zip(wanted.items(), replies, strict=True):
+        for (student, event_ids), (current, mark, *found) in zip(wanted.items(), replies, strict=True):
             processed = {
                 event_id: records.decode_record(record)
                 for event_id, record in zip(event_ids, found, strict=True)
                 if record is not None
             }
-            loaded.append(records.decode_current(student, current, processed))
+            loaded.append(records.decode_current(student, current, processed, mark))
         return loaded
 
     async def load_logs(self, students: Sequence[StudentKey]) -> list[list[LoggedEvent]]:
@@ -104,7 +98,13 @@ class RedisStudentRepository:
         return [[_logged_event(entry_id, fields) for entry_id, fields in reply] for reply in replies]
 
     async def commit(self, changes: Sequence[StudentChange]) -> list[bool]:
-        return await self._run_script(_COMMIT, [self._commit_arguments(change) for change in changes])
+        newcomers = [change.student for change in changes if change.expected_version == 0]
+        # Before, because after a crash nobody would; after, because whoever strikes off an erased student looks
+        # whether he is back.
+        await self._list(newcomers)
+        written = await self._run_script(_COMMIT, [self._commit_arguments(change) for change in changes])
+        await self._list(newcomers)
+        return written
 
     async def confirm(self, known: Mapping[StudentKey, Sequence[str]]) -> list[bool]:
         if not self._replicas.required:
@@ -115,34 +115,40 @@ class RedisStudentRepository:
         async with self._guard():
             replies, is_replicated = await run_writes(self._client, commands, self._replicas)
             raise_first_error(replies)
-        _require(is_replicated)
+        require(is_replicated)
         lost = {student for (student, _), reply in zip(events, replies, strict=True) if reply != 1}
         return [student not in lost for student in known]
 
     async def load_histories(self, students: Sequence[StudentKey]) -> list[StudentHistory]:
         commands: list[Command] = []
         for student in students:
-            commands += ("GET", keys.current_mastery(student)), ("XRANGE", keys.event_log(student), "-", "+")
+            commands.append(("MGET", keys.current_mastery(student), keys.erased(student)))
+            commands.append(("XRANGE", keys.event_log(student), "-", "+"))
         replies = iter(await self._run(commands))
         return [
-            records.decode_history(student, current, list(_readable(entries)))
-            for student, current, entries in zip(students, replies, replies, strict=True)
+            records.decode_history(student, current, mark, list(_readable(entries)))
+            for student, (current, mark), entries in zip(students, replies, replies, strict=True)
         ]
 
     async def load_masteries(self, wanted: Mapping[StudentKey, Sequence[date]]) -> list[StoredMasteries]:
         # One MGET per student: all of one moment.
         replies = await self._run(
             [
-                ("MGET", keys.current_mastery(student), *(key for day in days for key in _day_keys(student, day)))
+                (
+                    "MGET",
+                    keys.current_mastery(student),
+                    keys.erased(student),
+                    *(key for day in days for key in keys.day_keys(student, day)),
+                )
                 for student, days in wanted.items()
             ]
         )
         stored = []
-        for days, (current, *found) in zip(wanted.values(), replies, strict=True):
+        for days, (current, mark, *found) in zip(wanted.values(), replies, strict=True):
             by_day = {day: found[5 * index : 5 * index + 5] for index, day in enumerate(days)}
             stored.append(
                 StoredMasteries(
-                    records.revision_of(current),
+                    records.revision_of(current, mark),
                     records.mastery_if_readable(current),
                     {
                         day: records.decode_day(*values)
@@ -157,36 +163,39 @@ class RedisStudentRepository:
         return await self._run_script(_REWRITE, [self._rewrite_arguments(rewrite) for rewrite in rewrites])
 
     async def walk(self, school_id: str | None = None) -> AsyncIterator[list[StudentKey]]:
+        found = self._all_students() if school_id is None else self._students_of(school_id)
         portion: list[StudentKey] = []
         with storage_errors():
-            # In a cluster this visits every master.
-            async for key in self._client.scan_iter(keys.current_masteries(school_id), count=WALK_PORTION):
-                if (student := keys.student_of(key)) is not None:
-                    portion.append(student)
+            async for student in found:
+                portion.append(student)
                 if len(portion) == WALK_PORTION:
                     yield portion
                     portion = []
         if portion:
             yield portion
 
-    async def _run_script(self, script: _Script, arguments: Sequence[list[Any]]) -> list[bool]:
-        async with self._guard():
-            replies, is_replicated = await run_writes(
-                self._client, [("EVALSHA", script.sha, *args) for args in arguments], self._replicas
-            )
-            unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if unknown:  # a node that started or took over a moment ago; EVAL teaches it the script
-                again, is_again_replicated = await run_writes(
-                    self._client,
-                    [("EVAL", script.text, *arguments[index]) for index in unknown],
-                    self._replicas,
-                )
-                is_replicated &= is_again_replicated
-                for index, reply in zip(unknown, again, strict=True):
-                    replies[index] = reply
-            raise_first_error(replies)
-        _require(is_replicated)
-        return [reply == 1 for reply in replies]
+    async def strike_off(self, students: Sequence[StudentKey]) -> None:
+        await self._run([("SREM", keys.school_students(each.school_id), each.student_id) for each in students])
+        # He may have come back in between; whoever brings him lists him again after this at the latest.
+        replies = await self._run([("EXISTS", keys.current_mastery(student)) for student in students])
+        await self._list([student for student, reply in zip(students, replies, strict=True) if reply])
+
+    async def _list(self, students: Sequence[StudentKey]) -> None:
+        if students:
+            await self._run([("SADD", keys.school_students(each.school_id), each.student_id) for each in students])
+
+    async def _all_students(self) -> AsyncIterator[StudentKey]:
+        # In a cluster this visits every master.
+        async for key in self._client.scan_iter(keys.CURRENT_MASTERIES, count=WALK_PORTION):
+            if (student := keys.student_of(key)) is not None:
+                yield student
+
+    async def _students_of(self, school_id: str) -> AsyncIterator[StudentKey]:
+        async for member in self._client.sscan_iter(keys.school_students(school_id), count=WALK_PORTION):
+            yield StudentKey(member.decode(), school_id)
+
+    async def _run_script(self, script: Script, calls: Sequence[list[Any]]) -> list[bool]:
+        return [reply == 1 for reply in await script.run(self._client, self._guard, calls, self._replicas)]
 
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
         replies = await self._run([("GET", keys.current_mastery(student)) for student in students])
@@ -195,6 +204,24 @@ class RedisStudentRepository:
     async def read_snapshot(self, student: StudentKey, day: date) -> Mastery | None:
         [reply] = await self._run([("GET", keys.snapshot(student, day))])
         return None if reply is None else records.decode_mastery(reply)
+
+    async def read_snapshots(
+        self, student: StudentKey, first: date | None = None, last: date | None = None
+    ) -> dict[date, Mastery]:
+        [listed] = await self._run([("ZRANGE", keys.snapshot_days(student), 0, -1)])
+        days = sorted(
+            day
+            for day in (date.fromisoformat(value.decode()) for value in listed)
+            if (first or date.min) <= day <= (last or date.max)
+        )
+        if not days:
+            return {}
+        [found] = await self._run([("MGET", *(keys.snapshot(student, day) for day in days))])
+        return {
+            day: records.decode_mastery(value)
+            for day, value in zip(days, found, strict=True)
+            if value is not None  # else its time has come; the list is shortened by the next write
+        }
 
     async def ping(self) -> None:
         async with self._guard():
@@ -211,9 +238,11 @@ class RedisStudentRepository:
             keys.activity(student),
             keys.prediction(student),
             keys.path(student),
+            keys.erased(student),
+            keys.snapshot_days(student),
         ]
         arguments: list[Any] = [
-            _revision(Revision(change.expected_version, change.expected_rebuilds)),
+            records.revision_text(Revision(change.expected_version, change.expected_rebuilds)),
             records.encode_current(change, mastery_json, rebuilds=change.expected_rebuilds),
             records.encode_activity(change.state),
             keys.ANNOUNCEMENTS,
@@ -226,10 +255,9 @@ class RedisStudentRepository:
             script_keys.append(keys.processed(student, applied.event.event_id))
             arguments += encode_event(applied.event), records.encode_record(applied.record)
         for day, mastery in change.snapshots.items():
-            script_keys += _day_keys(student, day)
-            arguments += _day_values(
-                mastery, mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
-            )
+            script_keys += keys.day_keys(student, day)
+            snapshot = mastery_json if mastery is change.mastery else records.encode_mastery(mastery)
+            arguments += *records.day_values(mastery, snapshot), day.isoformat()
         return [len(script_keys), *script_keys, *arguments, *change.forgotten]
 
     def _rewrite_arguments(self, rewrite: StudentRewrite) -> list[Any]:
@@ -241,9 +269,11 @@ class RedisStudentRepository:
             keys.activity(student),
             keys.prediction(student),
             keys.path(student),
+            keys.erased(student),
+            keys.snapshot_days(student),
         ]
         arguments: list[Any] = [
-            _revision(rewrite.expected),
+            records.revision_text(rewrite.expected),
             records.encode_current(rewrite, mastery_json, rebuilds=rewrite.expected.rebuilds + 1),
             records.encode_activity(rewrite.state),
             keys.ANNOUNCEMENTS,
@@ -251,30 +281,9 @@ class RedisStudentRepository:
             self._snapshot_lifetime,
         ]
         for day, mastery in rewrite.snapshots.items():
-            script_keys += _day_keys(student, day)
-            arguments += _day_values(mastery, records.encode_mastery(mastery))
+            script_keys += keys.day_keys(student, day)
+            arguments += *records.day_values(mastery, records.encode_mastery(mastery)), day.isoformat()
         return [len(script_keys), *script_keys, *arguments]
-
-
-def _require(is_replicated: bool) -> None:
-    # Raised outside the breaker's guard: the server answers, and reads may go on.
-    if not is_replicated:
-        raise StorageUnavailable("redis: too few replicas have the write")
-
-
-def _revision(revision: Revision) -> str:
-    return f"{revision.version}.{revision.rebuilds}"
-
-
-def _day_keys(student: StudentKey, day: date) -> tuple[str, ...]:
-    """Returns the keys of a day's snapshot and of its four scores."""
-    key = keys.snapshot(student, day)
-    return key, f"{key}:completion", f"{key}:quiz", f"{key}:quality", f"{key}:consistency"
-
-
-def _day_values(mastery: Mastery, mastery_json: bytes) -> tuple[Any, ...]:
-    scores = mastery.components
-    return mastery_json, scores.completion, scores.quiz, scores.quality, scores.consistency
 
 
 def _readable(entries: Any) -> Iterator[LoggedEvent]:
@@ -288,7 +297,7 @@ def _logged_event(entry_id: bytes, fields: Any) -> LoggedEvent:
     values = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
     return LoggedEvent(
         entry_id=entry_id.decode(),
-        written_time=datetime.fromtimestamp(int(milliseconds) / 1000, tz=UTC),
+        written_time=records.time_of(int(milliseconds)),
         event=decode_event(values[b"event"]),
     )
 

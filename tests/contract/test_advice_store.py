@@ -13,7 +13,7 @@ from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.ports import StudentRepository
 from mastery_grpc.application.recommend import AdviceRecord, AdviceStore, GivenFeedback, KeptPath, PathTerms
 from mastery_grpc.application.student_update import Delivery
-from mastery_grpc.domain.errors import StorageUnavailable
+from mastery_grpc.domain.errors import StorageUnavailable, StudentNotFound
 from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.domain.learning_path import LearningGoal, learning_path
 from mastery_grpc.domain.recommendations import AdviceConfig, Feedback, Verdict
@@ -67,6 +67,13 @@ def store(place: Place) -> AdviceStore:
 
 
 @pytest.fixture
+async def known(place: Place) -> AdviceStore:
+    """Of students who have begun."""
+    await begin(place)
+    return place.store
+
+
+@pytest.fixture
 async def stored(redis_url: str) -> AsyncIterator[Place]:
     """On Redis, whose keys the test looks at itself."""
     async with AsyncExitStack() as stack:
@@ -87,6 +94,11 @@ async def apply(place: Place, event: LearningEvent) -> None:
     apply_events = ApplyEvents(place.repository, rules=DEFAULT_RULES, log_retention=FOR_EVER, clock=utc_now)
     [outcome] = await apply_events([Delivery(event)])
     assert outcome.error is None
+
+
+async def begin(place: Place) -> None:
+    for key in (STUDENT, student("s1"), student("s1", school_id="north"), student("s1", school_id="south")):
+        await apply(place, quiz(1, 3, of=key))
 
 
 def path_from(record: AdviceRecord, **given: Any) -> KeptPath:
@@ -122,22 +134,22 @@ async def test_a_mastery_comes_with_its_revision(place: Place) -> None:
     assert (record.revision, record.mastery.version) == ((2, 0), 2)
 
 
-async def test_feedback_is_read_back_as_it_was_given(store: AdviceStore) -> None:
-    assert await store.record(STUDENT, HELPFUL, "") == HELPFUL.create_time
-    assert (await store.load(STUDENT)).given == GivenFeedback(1, (HELPFUL,))
-    assert await store.load_feedback([student("stranger"), STUDENT]) == [
+async def test_feedback_is_read_back_as_it_was_given(known: AdviceStore) -> None:
+    assert await known.record(STUDENT, HELPFUL, "") == HELPFUL.create_time
+    assert (await known.load(STUDENT)).given == GivenFeedback(1, (HELPFUL,))
+    assert await known.load_feedback([student("stranger"), STUDENT]) == [
         GivenFeedback(),
         GivenFeedback(1, (HELPFUL,)),
     ]
-    assert await store.load_feedback([]) == []
+    assert await known.load_feedback([]) == []
 
 
-async def test_of_each_advice_and_verdict_the_latest_feedback_stays(store: AdviceStore) -> None:
+async def test_of_each_advice_and_verdict_the_latest_feedback_stays(known: AdviceStore) -> None:
     later = replace(HELPFUL, create_time=at(3), component_score=0.5)
     other = replace(HELPFUL, recommendation_id="practice-quiz")
     for feedback in (HELPFUL, DISMISSED, other, later):
-        await store.record(STUDENT, feedback, "")
-    given = (await store.load(STUDENT)).given
+        await known.record(STUDENT, feedback, "")
+    given = (await known.load(STUDENT)).given
     assert given.revision == 4
     assert {(each.recommendation_id, each.verdict): each for each in given.feedback} == {
         ("review-quiz", Verdict.HELPFUL): later,
@@ -146,26 +158,32 @@ async def test_of_each_advice_and_verdict_the_latest_feedback_stays(store: Advic
     }
 
 
-async def test_a_repeated_request_has_no_effect_and_is_told_the_time_of_the_first(store: AdviceStore) -> None:
-    await store.record(STUDENT, HELPFUL, REQUEST)
+async def test_a_repeated_request_has_no_effect_and_is_told_the_time_of_the_first(known: AdviceStore) -> None:
+    await known.record(STUDENT, HELPFUL, REQUEST)
     repeat = replace(DISMISSED, create_time=at(1))
-    assert await store.record(STUDENT, repeat, REQUEST) == HELPFUL.create_time
-    assert (await store.load(STUDENT)).given == GivenFeedback(1, (HELPFUL,))
-    assert await store.record(STUDENT, repeat, ANOTHER) == at(1)
-    assert (await store.load(STUDENT)).given.revision == 2
+    assert await known.record(STUDENT, repeat, REQUEST) == HELPFUL.create_time
+    assert (await known.load(STUDENT)).given == GivenFeedback(1, (HELPFUL,))
+    assert await known.record(STUDENT, repeat, ANOTHER) == at(1)
+    assert (await known.load(STUDENT)).given.revision == 2
 
 
-async def test_a_time_comes_back_to_the_microsecond(store: AdviceStore) -> None:
+async def test_a_time_comes_back_to_the_microsecond(known: AdviceStore) -> None:
     exact = replace(HELPFUL, create_time=at() + timedelta(microseconds=123_457))
-    assert await store.record(STUDENT, exact, REQUEST) == exact.create_time
-    assert await store.record(STUDENT, HELPFUL, REQUEST) == exact.create_time
+    assert await known.record(STUDENT, exact, REQUEST) == exact.create_time
+    assert await known.record(STUDENT, HELPFUL, REQUEST) == exact.create_time
 
 
-async def test_students_and_schools_are_apart(store: AdviceStore) -> None:
+async def test_of_one_who_is_not_there_no_feedback_is_kept(store: AdviceStore) -> None:
+    with pytest.raises(StudentNotFound):
+        await store.record(STUDENT, HELPFUL, REQUEST)
+    assert (await store.load(STUDENT)).given == GivenFeedback()
+
+
+async def test_students_and_schools_are_apart(known: AdviceStore) -> None:
     north, south = student("s1", school_id="north"), student("s1", school_id="south")
-    await store.record(north, HELPFUL, REQUEST)
-    assert await store.record(south, replace(HELPFUL, create_time=at(1)), REQUEST) == at(1)
-    assert (await store.load(student("s1"))).given == GivenFeedback()
+    await known.record(north, HELPFUL, REQUEST)
+    assert await known.record(south, replace(HELPFUL, create_time=at(1)), REQUEST) == at(1)
+    assert (await known.load(student("s1"))).given == GivenFeedback()
 
 
 # --- the path ---------------------------------------------------------------------------------------------
@@ -198,15 +216,21 @@ async def test_feedback_drops_the_path_and_a_repeat_of_it_does_not(place: Place)
     assert (await place.store.load(STUDENT)).kept == path_from(record)
 
 
-async def test_a_path_stored_too_late_does_not_bear_the_present_terms(place: Place) -> None:
+async def test_a_path_stored_too_late_is_not_kept(place: Place) -> None:
     await apply(place, quiz(1, 3))
     slow = path_from(await place.store.load(STUDENT))
     await apply(place, quiz(2, 3, number=2))
     await place.store.record(STUDENT, HELPFUL, "")
     await place.store.keep_path(STUDENT, slow)
-    record = await place.store.load(STUDENT)
-    assert record.kept is None or record.kept.terms.revision != record.revision
-    assert slow.terms.feedback_revision != record.given.revision
+    assert (await place.store.load(STUDENT)).kept is None
+
+
+async def test_a_path_stored_after_feedback_does_not_bear_the_present_terms(place: Place) -> None:
+    await apply(place, quiz(1, 3))
+    slow = path_from(await place.store.load(STUDENT))
+    await place.store.record(STUDENT, HELPFUL, "")
+    await place.store.keep_path(STUDENT, slow)
+    assert slow.terms.feedback_revision != (await place.store.load(STUDENT)).given.revision
 
 
 # --- what Redis holds -------------------------------------------------------------------------------------
@@ -234,6 +258,7 @@ async def test_a_path_that_is_not_one_of_ours_counts_as_none(stored: Place, dama
 
 
 async def test_feedback_lives_for_ninety_days_after_the_last_and_a_repeat_counts(stored: Place) -> None:
+    await begin(stored)
     client: Any = stored.client
     key = "school:north:student:{s1}:feedback"
     for _ in range(2):
@@ -243,6 +268,7 @@ async def test_feedback_lives_for_ninety_days_after_the_last_and_a_repeat_counts
 
 
 async def test_requests_are_forgotten_after_a_week(stored: Place) -> None:
+    await begin(stored)
     await stored.store.record(STUDENT, HELPFUL, REQUEST)
     await stored.store.record(STUDENT, replace(HELPFUL, create_time=at(6)), ANOTHER)
     assert await stored.store.record(STUDENT, HELPFUL, REQUEST) == HELPFUL.create_time
@@ -254,6 +280,7 @@ async def test_requests_are_forgotten_after_a_week(stored: Place) -> None:
 
 
 async def test_no_caller_fills_the_memory_with_requests(stored: Place) -> None:
+    await begin(stored)
     client: Any = stored.client
     for number in range(MOST_REQUESTS + 20):
         await stored.store.record(STUDENT, replace(HELPFUL, create_time=at(seconds=number)), event_id(number))
@@ -263,6 +290,7 @@ async def test_no_caller_fills_the_memory_with_requests(stored: Place) -> None:
 
 
 async def test_feedback_of_another_version_of_the_engine_is_passed_over(stored: Place) -> None:
+    await begin(stored)
     client: Any = stored.client
     await stored.store.record(STUDENT, HELPFUL, "")
     await client.hset("student:{student_12345}:feedback", "review-quiz:loved", b'{"verdict":"loved"}')
@@ -270,6 +298,7 @@ async def test_feedback_of_another_version_of_the_engine_is_passed_over(stored: 
 
 
 async def test_feedback_that_too_few_replicas_have_may_be_sent_again(stored: Place) -> None:
+    await begin(stored)
     assert stored.client is not None
     careful = RedisAdviceStore(stored.client, retention=keys.Retention(), replicas=Replicas(1, 0.1))
     for _ in range(2):

@@ -44,7 +44,7 @@ from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.memory_batches import MemoryBatches
 from mastery_grpc.storage.redis_batch_work import CONSUMER, RedisBatchWork
 from mastery_grpc.storage.redis_batches import GROUP, RedisBatchStore
-from tests.batches import LIFETIME, batch_key, forecast, mastery, new_batch, now, results_of
+from tests.batches import LIFETIME, batch_key, erasure_mark, forecast, mastery, new_batch, now, results_of
 from tests.builders import components, event_id
 
 SCHOOL = "school_1"
@@ -107,7 +107,7 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
         work, other_work = (RedisBatchWork(client, lifetime=LIFETIME) for client in clients)
 
         async def mark_on_redis(key: StudentKey, at: datetime) -> None:
-            await clients[0].set(keys.erased(key), f'{{"erase_time":"{at.isoformat()}"}}')
+            await clients[0].set(keys.erased(key), erasure_mark(at))
 
         async def lose_on_redis(taken: TakenChunk) -> None:
             queue = keys.batch_queue(taken.priority)

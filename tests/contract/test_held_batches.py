@@ -22,7 +22,7 @@ from mastery_grpc.storage.memory_batches import MemoryBatches
 from mastery_grpc.storage.redis_batch_work import RedisBatchWork
 from mastery_grpc.storage.redis_batches import RedisBatchStore
 from mastery_grpc.storage.redis_held_batches import RedisHeldBatches
-from tests.batches import LIFETIME, batch_key, mastery, new_batch, now, results_of
+from tests.batches import LIFETIME, batch_key, erasure_mark, mastery, new_batch, now, results_of
 from tests.builders import components
 
 SCHOOL = "school_1"
@@ -80,7 +80,7 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
         stack.push_async_callback(client.aclose)
 
         async def mark_on_redis(key: StudentKey, at: datetime) -> None:
-            await client.set(keys.erased(key), f'{{"erase_time":"{at.isoformat()}"}}')
+            await client.set(keys.erased(key), erasure_mark(at))
 
         async def clear_redis() -> None:
             async for key in client.scan_iter():

@@ -4,20 +4,25 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
 from mastery_grpc.application.ports import IssuedForecasts
+from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast, day_score
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
 from mastery_grpc.storage.keys import Retention
 from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
+from mastery_grpc.storage.records import encode_mark
 from mastery_grpc.storage.redis_issued_forecasts import SCAN_PORTION, RedisIssuedForecasts
 from tests.builders import STUDENT, student
 
 # Of the day on which the tests run, because Redis forgets what is past.
-TODAY = datetime.now(UTC).date()
+NOW = datetime.now(UTC)
+TODAY = NOW.date()
 TOMORROW = TODAY + timedelta(days=1)
 FORECAST = IssuedForecast(
     current=0.61,
@@ -30,6 +35,10 @@ FORECAST = IssuedForecast(
     model_version="v1",
 )
 OTHER = replace(FORECAST, predicted=0.3, forecaster="persistence")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 @pytest.fixture(params=["memory", "redis", "redis cluster"])
@@ -47,7 +56,7 @@ async def stores(request: pytest.FixtureRequest) -> AsyncIterator[tuple[IssuedFo
         clients = [connect(url, timeout=5), connect(url, timeout=5)]
         for client in clients:
             stack.push_async_callback(client.aclose)
-        first, second = (RedisIssuedForecasts(client, retention=Retention()) for client in clients)
+        first, second = (RedisIssuedForecasts(client, retention=Retention(), clock=utc_now) for client in clients)
         yield first, second
 
 
@@ -78,21 +87,21 @@ async def test_forecasts_are_found_on_their_day_by_any_process(
 ) -> None:
     first, second = stores
     elsewhere = student(school_id="north")
-    await first.store({TODAY: {STUDENT: FORECAST, elsewhere: OTHER}, TOMORROW: {STUDENT: OTHER}})
+    await first.store({TODAY: {STUDENT: FORECAST, elsewhere: OTHER}, TOMORROW: {STUDENT: OTHER}}, issued_time=NOW)
     assert await second.due_days([TODAY - timedelta(days=1), TODAY, TOMORROW]) == [TODAY, TOMORROW]
     assert await second.load_due(TODAY) == {STUDENT: FORECAST, elsewhere: OTHER}
     assert await second.load_due(TOMORROW) == {STUDENT: OTHER}
 
 
 async def test_a_later_forecast_replaces_an_earlier_one_and_leaves_others(store: IssuedForecasts) -> None:
-    await store.store({TODAY: {STUDENT: FORECAST, student("s2"): FORECAST}})
-    await store.store({TODAY: {STUDENT: OTHER}})
+    await store.store({TODAY: {STUDENT: FORECAST, student("s2"): FORECAST}}, issued_time=NOW)
+    await store.store({TODAY: {STUDENT: OTHER}}, issued_time=NOW)
     assert await store.load_due(TODAY) == {STUDENT: OTHER, student("s2"): FORECAST}
 
 
 async def test_storing_nothing_is_no_error(store: IssuedForecasts) -> None:
-    await store.store({})
-    await store.store({TODAY: {}})
+    await store.store({}, issued_time=NOW)
+    await store.store({TODAY: {}}, issued_time=NOW)
     assert await store.due_days([TODAY]) == []
 
 
@@ -100,7 +109,7 @@ async def test_a_large_day_is_read_whole(store: IssuedForecasts) -> None:
     forecasts = {
         student(f"s{number}"): replace(FORECAST, current=number / 10_000) for number in range(3 * SCAN_PORTION)
     }
-    await store.store({TODAY: forecasts})
+    await store.store({TODAY: forecasts}, issued_time=NOW)
     assert await store.load_due(TODAY) == forecasts
 
 
@@ -115,7 +124,7 @@ async def test_a_finished_day_has_a_score_and_nothing_due(
     stores: tuple[IssuedForecasts, IssuedForecasts],
 ) -> None:
     first, second = stores
-    await first.store({TODAY: {STUDENT: FORECAST}, TOMORROW: {STUDENT: FORECAST}})
+    await first.store({TODAY: {STUDENT: FORECAST}, TOMORROW: {STUDENT: FORECAST}}, issued_time=NOW)
     await first.finish(score_of(0.65, 0.2))
     assert await second.due_days([TODAY, TOMORROW]) == [TOMORROW]
     assert await second.load_due(TODAY) == {}
@@ -141,8 +150,8 @@ async def test_scores_come_in_the_order_of_the_days(store: IssuedForecasts) -> N
 async def test_forecasts_live_until_two_weeks_after_their_day_and_scores_for_sixty_days(
     client: RedisClient,
 ) -> None:
-    store = RedisIssuedForecasts(client, retention=Retention())
-    await store.store({TODAY: {STUDENT: FORECAST}})
+    store = RedisIssuedForecasts(client, retention=Retention(), clock=utc_now)
+    await store.store({TODAY: {STUDENT: FORECAST}}, issued_time=NOW)
     await store.finish(replace(score_of(0.65), day=TOMORROW))
     end = datetime.combine(TODAY + timedelta(days=15), datetime.min.time(), UTC)
     assert await client.expiretime(keys.forecasts_due(TODAY)) == end.timestamp()
@@ -150,8 +159,8 @@ async def test_forecasts_live_until_two_weeks_after_their_day_and_scores_for_six
 
 
 async def test_what_cannot_be_read_is_left_out(client: RedisClient) -> None:
-    store = RedisIssuedForecasts(client, retention=Retention())
-    await store.store({TODAY: {STUDENT: FORECAST}})
+    store = RedisIssuedForecasts(client, retention=Retention(), clock=utc_now)
+    await store.store({TODAY: {STUDENT: FORECAST}}, issued_time=NOW)
     await client.hset(keys.forecasts_due(TODAY), mapping={"/s2": "{", "/s3": '{"current": 1}', b"\xff": b"\xff"})
     await client.set(keys.forecast_score(TODAY), "nonsense")
     assert await store.load_due(TODAY) == {STUDENT: FORECAST}
@@ -159,9 +168,9 @@ async def test_what_cannot_be_read_is_left_out(client: RedisClient) -> None:
 
 
 async def test_a_day_that_is_finished_while_it_is_read_is_not_taken_for_a_small_one(client: RedisClient) -> None:
-    store = RedisIssuedForecasts(client, retention=Retention())
+    store = RedisIssuedForecasts(client, retention=Retention(), clock=utc_now)
     forecasts = {student(f"s{number}"): FORECAST for number in range(3 * SCAN_PORTION)}
-    await store.store({TODAY: forecasts})
+    await store.store({TODAY: forecasts}, issued_time=NOW)
     run, replies = store._run, 0
 
     async def run_beside_another(commands: object) -> object:
@@ -174,3 +183,37 @@ async def test_a_day_that_is_finished_while_it_is_read_is_not_taken_for_a_small_
     store._run = run_beside_another  # type: ignore[assignment]
     assert await store.load_due(TODAY) == {}
     assert replies > 2
+
+
+# --- what is held of one student --------------------------------------------------------------------------
+
+
+async def test_what_is_kept_of_one_student_is_told_and_forgotten(store: Any) -> None:
+    other = student("s2")
+    due = {TODAY: {STUDENT: FORECAST, other: OTHER}, TOMORROW: {STUDENT: OTHER}}
+    await store.store(due, issued_time=NOW)
+    held = await store.held(STUDENT)
+    assert len(held) == 2
+    assert await store.erase(STUDENT) == 2
+    assert await store.erase(STUDENT) == 0
+    assert await store.held(STUDENT) == []
+    assert await store.load_due(TODAY) == {other: OTHER}
+    await store.restore(STUDENT, held)
+    assert await store.held(STUDENT) == held
+    assert [await store.load_due(day) for day in due] == list(due.values())
+
+
+async def test_what_is_no_forecast_is_not_put_back(store: Any) -> None:
+    with pytest.raises(InvalidInput):
+        await store.restore(STUDENT, [b'{"date":"2026-01-12","value":{}}'])
+
+
+async def test_what_was_issued_before_an_erasure_is_not_kept(client: RedisClient) -> None:
+    """However late it is written: the calls that made it may still be under way."""
+    store = RedisIssuedForecasts(client, retention=Retention(), clock=utc_now)
+    mark = ErasureMark(rebuilds=1, erase_millis=erase_millis(NOW), receipt_id="r", pseudonym="p")
+    await client.set(keys.erased(STUDENT), encode_mark(mark))
+    await store.store({TODAY: {STUDENT: FORECAST, student("s2"): FORECAST}}, issued_time=NOW)
+    assert await store.load_due(TODAY) == {student("s2"): FORECAST}
+    await store.store({TODAY: {STUDENT: OTHER}}, issued_time=NOW + timedelta(seconds=1))
+    assert (await store.load_due(TODAY))[STUDENT] == OTHER

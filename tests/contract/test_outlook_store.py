@@ -89,7 +89,12 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[RedisClient]:
+    """Of a Redis that knows two students."""
     client = connect(redis_url, timeout=5)
+    store = RedisOutlookStore(client, lifetime=HOUR)
+    storage = Storage(RedisStudentRepository(client, retention=Retention()), store, store)
+    for key in (STUDENT, student("s1", school_id="school_1")):
+        await storage.apply(key)
     yield client
     await client.aclose()
 
@@ -186,15 +191,17 @@ async def test_a_rebuild_drops_it(storage: Storage) -> None:
     assert await storage.read() == StudentOutlook(Revision(1, 1), None)
 
 
-async def test_one_written_too_late_can_be_told_by_its_revision(storage: Storage) -> None:
+async def test_one_written_too_late_is_not_kept(storage: Storage) -> None:
     before = await storage.apply()
     after = await storage.apply(number=2)
-    late = an_outlook(revision=before)
-    await storage.store.write([late])
-    assert await storage.read() == StudentOutlook(after, late)
-    rebuilt = an_outlook(revision=Revision(2, 3))
-    await storage.store.write([rebuilt])
-    assert (await storage.read()).kept == rebuilt
+    for late in (before, Revision(2, 3)):
+        await storage.store.write([an_outlook(revision=late)])
+        assert await storage.read() == StudentOutlook(after, None)
+
+
+async def test_of_one_who_is_not_there_nothing_is_kept(storage: Storage) -> None:
+    await storage.store.write([an_outlook(revision=Revision())])
+    assert await storage.read() == StudentOutlook(Revision(), None)
 
 
 # --- on Redis only ----------------------------------------------------------------------------------------
@@ -256,7 +263,7 @@ async def test_it_lives_for_an_hour_and_takes_little_room(client: RedisClient) -
 async def test_what_is_no_outlook_is_none_and_is_replaced(client: RedisClient, value: bytes) -> None:
     store = RedisOutlookStore(client, lifetime=HOUR)
     await client.set(keys.prediction(STUDENT), value)
-    assert (await store.read([STUDENT])) == [StudentOutlook(Revision(), None)]
+    assert (await store.read([STUDENT])) == [StudentOutlook(Revision(1, 0), None)]
     await store.write([an_outlook()])
     assert (await store.read([STUDENT]))[0].kept == an_outlook()
 

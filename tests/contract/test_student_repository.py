@@ -448,6 +448,52 @@ async def test_a_late_event_rewrites_the_days_that_follow_it(repository: Student
     assert after.snapshots == {**before.snapshots, **late.snapshots}
 
 
+async def test_snapshots_are_those_of_the_days_with_events_in_their_order(repository: StudentRepository) -> None:
+    await repository.commit([await change_by(repository, quiz(number=1, time=at(2)), quiz(number=2, time=at(5)))])
+    await repository.commit([await change_by(repository, quiz(number=3, time=at(0)))])
+
+    snapshots = await repository.read_snapshots(STUDENT)
+    assert list(snapshots) == [day(0), day(2), day(5)]
+    assert [snapshots[each] for each in snapshots] == [
+        await repository.read_snapshot(STUDENT, each) for each in snapshots
+    ]
+
+
+async def test_a_range_of_snapshots_includes_both_its_ends(repository: StudentRepository) -> None:
+    events = [quiz(number=number, time=at(number)) for number in (1, 2, 3, 4)]
+    await repository.commit([await change_by(repository, *events)])
+
+    assert list(await repository.read_snapshots(STUDENT, day(2), day(3))) == [day(2), day(3)]
+    assert list(await repository.read_snapshots(STUDENT, day(4))) == [day(4)]
+    assert list(await repository.read_snapshots(STUDENT, None, day(1))) == [day(1)]
+    assert await repository.read_snapshots(STUDENT, day(5), day(9)) == {}
+    assert await repository.read_snapshots(student("nobody")) == {}
+
+
+async def test_the_students_of_a_school_are_walked_and_no_others(repository: StudentRepository) -> None:
+    here, there = (
+        [student("s1", school_id="north"), student("s2", school_id="north")],
+        [student("s1"), student("s1", school_id="south")],
+    )
+    for key in here + there:
+        await repository.commit([await change_by(repository, *of(key, [quiz()]))])
+
+    async def walked(school_id: str | None) -> set[StudentKey]:
+        return {key async for portion in repository.walk(school_id) for key in portion}
+
+    assert await walked("north") == set(here)
+    assert await walked("") == {student("s1")}
+    assert await walked(None) >= {*here, *there}
+
+
+async def test_only_who_is_not_there_is_struck_off_the_list_of_his_school(repository: StudentRepository) -> None:
+    key = student("s1", school_id="north")
+    await repository.commit([await change_by(repository, *of(key, [quiz()]))])
+
+    await repository.strike_off([key, student("nobody", school_id="north")])
+    assert [portion async for portion in repository.walk("north")] == [[key]]
+
+
 async def test_logs_are_in_order_of_writing(repository: StudentRepository) -> None:
     days = [5, 1, 9, 3, 7, 2]
     events = [quiz(number=number, time=at(days[number])) for number in range(6)]

@@ -1,6 +1,7 @@
 """Batches on Redis after a process died half-way or a queue was lost; and how long anything of them is kept."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -12,8 +13,8 @@ from mastery_grpc.application.batch_store import LOST_SECONDS
 from mastery_grpc.domain.batch import Batch, BatchPriority, BatchState
 from mastery_grpc.domain.errors import BatchNotFound, StorageUnavailable, TooManyOpen
 from mastery_grpc.domain.events import StudentKey
-from mastery_grpc.storage import connection, keys, redis_batches
-from mastery_grpc.storage.connection import Replicas, connect
+from mastery_grpc.storage import keys
+from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.redis_batch_work import RedisBatchWork
 from mastery_grpc.storage.redis_batches import RedisBatchStore
 from tests.batches import LIFETIME, batch_key, new_batch, now, results_of
@@ -40,30 +41,24 @@ def work(client: Any) -> RedisBatchWork:
     return RedisBatchWork(client, lifetime=LIFETIME)
 
 
-def dying(client: Any, after: int, monkeypatch: pytest.MonkeyPatch) -> RedisBatchStore:
-    """Returns a store whose process dies after so many round trips."""
-    left = after
+class Death:
+    """Ends a process after so many round trips; in the place of a circuit breaker."""
 
-    def step() -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        if self._left == 0:
             raise StorageUnavailable("the process is dead")
+        self._left -= 1
+        yield
 
-    store = RedisBatchStore(client, lifetime=LIFETIME)
-    run, write = store._run, connection.run_writes
 
-    async def watched_run(commands: Any) -> Any:
-        step()
-        return await run(commands)
-
-    async def watched_writes(client: Any, commands: Any, replicas: Replicas) -> Any:
-        step()
-        return await write(client, commands, replicas)
-
-    monkeypatch.setattr(store, "_run", watched_run)
-    monkeypatch.setattr(redis_batches, "run_writes", watched_writes)
-    return store
+def dying(client: Any, after: int) -> RedisBatchStore:
+    """Returns a store whose process dies after so many round trips."""
+    breaker: Any = Death(after)
+    return RedisBatchStore(client, lifetime=LIFETIME, breaker=breaker)
 
 
 async def worked_off(work: RedisBatchWork) -> list[int]:
@@ -90,12 +85,11 @@ async def ended(store: RedisBatchStore, batch: Batch) -> None:
 
 @pytest.mark.parametrize("steps", range(STEPS + 1))
 async def test_a_submission_that_ended_half_way_is_completed_by_a_repeat(
-    client: Any, store: RedisBatchStore, work: RedisBatchWork, steps: int, monkeypatch: pytest.MonkeyPatch
+    client: Any, store: RedisBatchStore, work: RedisBatchWork, steps: int
 ) -> None:
     new = new_batch(250)
     with pytest.raises(StorageUnavailable):
-        await dying(client, steps, monkeypatch).submit(new, most_open=1)
-    monkeypatch.undo()
+        await dying(client, steps).submit(new, most_open=1)
     batch = await store.submit(replace(new, create_time=now()), most_open=1)
     assert sorted(await worked_off(work)) == [0, 1, 2]
     await ended(store, batch)
@@ -104,12 +98,11 @@ async def test_a_submission_that_ended_half_way_is_completed_by_a_repeat(
 
 @pytest.mark.parametrize("steps", range(STEPS + 1))
 async def test_a_submission_that_ended_half_way_is_completed_or_forgotten_by_itself(
-    client: Any, store: RedisBatchStore, work: RedisBatchWork, steps: int, monkeypatch: pytest.MonkeyPatch
+    client: Any, store: RedisBatchStore, work: RedisBatchWork, steps: int
 ) -> None:
     new = new_batch(250)
     with pytest.raises(StorageUnavailable):
-        await dying(client, steps, monkeypatch).submit(new, most_open=1)
-    monkeypatch.undo()
+        await dying(client, steps).submit(new, most_open=1)
     assert await work.requeue_lost(now()) == 0  # it may be still on its way
     await client.delete(keys.BATCH_UPKEEP)
     await work.requeue_lost(later())
@@ -124,10 +117,8 @@ async def test_a_submission_that_ended_half_way_is_completed_or_forgotten_by_its
     await store.submit(new_batch(1), most_open=1)  # it does not count for ever
 
 
-async def test_a_submission_takes_the_steps_that_these_tests_take_it_to(
-    client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await dying(client, STEPS + 1, monkeypatch).submit(new_batch(1), most_open=1)
+async def test_a_submission_takes_the_steps_that_these_tests_take_it_to(client: Any) -> None:
+    await dying(client, STEPS + 1).submit(new_batch(1), most_open=1)
 
 
 # --- lost -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
+from mastery_grpc.assembly import utc_now
 from mastery_grpc.domain.forecasting.forecast import Forecaster, ForecastTerms
 from mastery_grpc.domain.forecasting.model_file import write_model
 from mastery_grpc.domain.forecasting.persistence import PersistenceForecaster
@@ -91,7 +92,7 @@ async def a_week_with(client: RedisClient, forecaster: Forecaster) -> None:
 
 def watch_of(client: RedisClient, watched: WatchedForecaster, *, clock: Callable[[], datetime]) -> VerifyForecasts:
     return VerifyForecasts(
-        RedisIssuedForecasts(client, retention=Retention()),
+        RedisIssuedForecasts(client, retention=Retention(), clock=utc_now),
         RedisStudentRepository(client, retention=Retention()),
         watched,
         terms=TERMS,
@@ -177,7 +178,7 @@ async def test_a_server_keeps_what_it_foretells_until_its_day(redis_url: str, cl
     async with running_engine(redis_url) as engine:
         prediction = await next_week(engine.client(), "s0")
     day = prediction.create_time.ToDatetime().date() + timedelta(days=7)
-    due = await RedisIssuedForecasts(client, retention=Retention()).load_due(day)
+    due = await RedisIssuedForecasts(client, retention=Retention(), clock=utc_now).load_due(day)
     assert list(due) == [student("s0")]
     [kept] = due.values()
     assert kept.predicted == pytest.approx(prediction.predicted_score)

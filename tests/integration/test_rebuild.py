@@ -91,8 +91,14 @@ def three_days() -> list[LearningEvent]:
 def held(stored: Any) -> dict[str, Any]:
     """Returns all that Redis holds, but not how often it was rebuilt, and when its log began."""
     found: dict[str, Any] = {}
+    read = {
+        "stream": stored.xrange,
+        "string": stored.get,
+        "set": stored.smembers,
+        "zset": lambda key: sorted(stored.zrange(key, 0, -1)),
+    }
     for key in stored.scan_iter(count=1000):
-        found[key] = stored.xrange(key) if stored.type(key) == "stream" else stored.get(key)
+        found[key] = read[stored.type(key)](key)
         if key == CURRENT:
             found[key] = json.loads(found[key])
             found[key].pop("rebuilds", None)
@@ -343,10 +349,10 @@ async def test_a_rewrite_of_another_revision_is_refused_and_nothing_of_it_is_wri
         mastery=replace(before, mastery_score=0.9),
         snapshots={day(2): before},
     )
-    everything = {key: stored.get(key) for key in stored.scan_iter() if key != LOG}
+    everything = held(stored)
 
     assert await repository.rewrite([rewrite]) == [False]
-    assert {key: stored.get(key) for key in stored.scan_iter() if key != LOG} == everything
+    assert held(stored) == everything
     assert await repository.rewrite([replace(rewrite, expected=Revision(3, 1))]) == [True]
 
 

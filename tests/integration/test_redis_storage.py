@@ -107,6 +107,8 @@ async def test_a_student_is_kept_under_the_documented_keys_for_the_documented_ti
         f"{before}student:{{student_12345}}:profile:current_mastery": -1,
         f"{before}student:{{student_12345}}:events": 90 * DAY,
         f"{before}student:{{student_12345}}:activity:recent": 30 * DAY,
+        f"{before}student:{{student_12345}}:mastery:days": 90 * DAY,
+        f"{before}students": -1,
         f"{before}processed:{{student_12345}}:00000001-0000-4000-8000-000000000000": 7 * DAY,
         f"{before}processed:{{student_12345}}:00000002-0000-4000-8000-000000000000": 7 * DAY,
     }
@@ -568,7 +570,7 @@ async def test_memory_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
                 )
         used = int(stored.info("memory")["used_memory"]) - empty
         by_kind: dict[str, int] = {}
-        for name in stored.scan_iter(count=1000):
+        for name in stored.scan_iter("*student_*", count=1000):
             kind = next(part for part in ("processed", ":events", ":mastery:", ":") if part in name)
             by_kind[kind] = by_kind.get(kind, 0) + int(stored.memory_usage(name, samples=0))
     in_records, in_logs = by_kind["processed"], by_kind[":events"]

@@ -241,7 +241,7 @@ async def test_a_log_that_holds_less_than_the_mastery_counts_replaces_nothing(
 ) -> None:
     await apply(repository, *three_days())
     before = await mastery_in(repository)
-    del repository._logs[STUDENT][1]
+    del repository.logs[STUDENT][1]
     [found] = await rebuild(repository, apply=True)
 
     assert found == Rebuilt(STUDENT, Verdict.LOG_INCOMPLETE)
@@ -250,10 +250,10 @@ async def test_a_log_that_holds_less_than_the_mastery_counts_replaces_nothing(
 
 async def test_events_that_the_state_had_lost_come_back_from_the_log(repository: MemoryStudentRepository) -> None:
     await apply(repository, *three_days()[:1])
-    early = repository._changes[STUDENT]
+    early = repository.changes[STUDENT]
     await apply(repository, *three_days()[1:])
     right = await mastery_in(repository)
-    repository._changes[STUDENT] = early
+    repository.changes[STUDENT] = early
     [found] = await rebuild(repository, apply=True)
 
     assert found.verdict is Verdict.REPAIRED
@@ -281,7 +281,7 @@ async def test_a_student_whose_log_has_expired_is_rescored_from_his_state(
     repository: MemoryStudentRepository,
 ) -> None:
     await apply(repository, *three_days())
-    repository._logs[STUDENT].clear()
+    repository.logs[STUDENT].clear()
     right = await mastery_in(repository)
 
     assert (await rebuild(repository))[0].verdict is Verdict.RIGHT
@@ -297,7 +297,7 @@ async def test_a_missing_snapshot_is_missed_only_within_its_lifetime(
     repository: MemoryStudentRepository, age: int, verdict: Verdict
 ) -> None:
     await apply(repository, *three_days())
-    del repository._snapshots[STUDENT, day(2)]
+    del repository.snapshots[STUDENT, day(2)]
     [found] = await rebuild(repository, now=timedelta(days=age))
 
     assert found.verdict is verdict
@@ -306,8 +306,8 @@ async def test_a_missing_snapshot_is_missed_only_within_its_lifetime(
 
 async def test_only_the_days_that_differ_are_written(repository: MemoryStudentRepository) -> None:
     await apply(repository, *three_days())
-    good = repository._snapshots[STUDENT, day(2)]
-    repository._snapshots[STUDENT, day(2)] = replace(good, mastery_score=0.99)
+    good = repository.snapshots[STUDENT, day(2)]
+    repository.snapshots[STUDENT, day(2)] = replace(good, mastery_score=0.99)
     rewrites = list[StudentRewrite]()
 
     class Noting(MemoryStudentRepository):
@@ -325,8 +325,8 @@ async def test_only_the_days_that_differ_are_written(repository: MemoryStudentRe
 
 async def test_each_student_is_answered_once_in_the_order_asked(repository: MemoryStudentRepository) -> None:
     await apply(repository, quiz(of=student("s1")), quiz(of=student("s2")))
-    broken = repository._changes[student("s2")]
-    repository._changes[student("s2")] = replace(broken, state=EMPTY_STATE)
+    broken = repository.changes[student("s2")]
+    repository.changes[student("s2")] = replace(broken, state=EMPTY_STATE)
     asked = [student("s2"), student("nobody"), student("s1"), student("s2"), student("s1", school_id="north")]
 
     assert [(each.student, each.verdict) for each in await rebuild(repository, *asked)] == [

@@ -234,7 +234,9 @@ async def test_scoring_twice_or_by_several_processes_is_scoring_once(platform: P
     first = await platform.score()
     await platform.verify()
     assert await platform.score() == first
-    await platform.store.store({day(TARGET): due})  # as if the process had died before it deleted them
+    await platform.store.store(
+        {day(TARGET): due}, issued_time=at()
+    )  # as if the process had died before it deleted them
     others = [platform.new_process(platform.new_forecaster()) for _ in range(3)]
     await asyncio.gather(*(process() for process in others))
     assert await platform.score() == first
@@ -310,7 +312,7 @@ async def test_a_student_who_is_not_known_any_more_is_left_out(platform: Platfor
     await platform.learn(0.5)
     await platform.issue()
     [forecast] = (await platform.store.load_due(day(TARGET))).values()
-    await platform.store.store({day(TARGET): {student("erased"): forecast}})
+    await platform.store.store({day(TARGET): {student("erased"): forecast}}, issued_time=at())
     platform.now = at(VERIFIED)
     await platform.verify()
     assert (await platform.tally()).count == 1
@@ -388,7 +390,7 @@ async def test_a_forecaster_that_is_worse_than_persistence_is_found_out_and_told
 async def test_an_old_day_that_was_left_over_does_not_bring_trust_back_for_a_moment(platform: Platform) -> None:
     await live(platform, range(VERIFIED + 1), drift=0.01)
     forecast, *_ = (await platform.store.load_due(day(2 * TARGET))).values()
-    await platform.store.store({day(TARGET - 1): {ENOUGH[0]: forecast}})
+    await platform.store.store({day(TARGET - 1): {ENOUGH[0]: forecast}}, issued_time=at())
     with capture_logs() as logs:
         await platform.verify()
     assert [entry["event"] for entry in logs] == ["forecasts verified"]

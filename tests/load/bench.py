@@ -604,7 +604,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["calls", "audit", "ingest", "all"], default="all")
+    parser.add_argument("what", nargs="?", choices=["calls", "audit", "ingest", "batches", "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of calls (default: 2)")
     parser.add_argument("--events", type=int, default=40_000, help="in each run of ingest (default: 40000)")
@@ -617,6 +617,10 @@ def bench(arguments: Sequence[str]) -> None:
         figures.update(bench_audit(given.rounds, given.seconds))
     if given.what in ("ingest", "all"):
         figures.update(bench_ingest(given.rounds, given.events))
+    if given.what in ("batches", "all"):
+        from tests.load.batches import bench_batches  # it has this one's programs and figures
+
+        figures.update(bench_batches(given.rounds, given.seconds))
     show(figures)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)

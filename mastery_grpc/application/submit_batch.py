@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -88,7 +88,10 @@ class SubmitBatch:
 
 
 def _told(item: BatchItem) -> list[object]:
-    return [item.student_id, item.components and astuple(item.components), item.error and str(item.error)]
+    told: list[object] = [item.student_id, item.error and str(item.error)]
+    if (given := item.components) is not None:
+        told += given.completion, given.quiz, given.quality, given.consistency
+    return told
 
 
 def _digest(value: object) -> str:

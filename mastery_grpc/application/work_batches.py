@@ -12,7 +12,7 @@ import structlog
 
 from mastery_grpc.application.batch_store import CLAIM_SECONDS, BatchItem, ItemOutcome, ItemResult
 from mastery_grpc.domain.batch import Batch, order_of
-from mastery_grpc.domain.errors import ItemFailed, Unavailable
+from mastery_grpc.domain.errors import ItemFailed, StudentErased, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -122,7 +122,7 @@ class WorkBatches:
             outcomes: Mapping[int, ItemOutcome] = {index: ItemFailed() for index in begun.items}
         else:
             outcomes = await self._outcomes(begun)
-        results = [ItemResult(index, item.student_id, outcomes[index]) for index, item in begun.items.items()]
+        results = [_result(index, item, outcomes[index]) for index, item in begun.items.items()]
         await self._work.finish(begun, results, self._clock())
 
     async def _outcomes(self, begun: BegunChunk) -> Mapping[int, ItemOutcome]:
@@ -172,6 +172,10 @@ class WorkBatches:
             except Exception:
                 log.exception("lost chunks of batches are not looked for")
             await asyncio.sleep(UPKEEP_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311
+
+
+def _result(index: int, item: BatchItem, outcome: ItemOutcome) -> ItemResult:
+    return ItemResult(index, "" if isinstance(outcome, StudentErased) else item.student_id, outcome)
 
 
 def _named(begun: BegunChunk) -> dict[str, object]:

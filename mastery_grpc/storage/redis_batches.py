@@ -183,13 +183,17 @@ def queueing(batch: Batch, chunks: Iterable[int], lifetime: int) -> Sequence[Any
 
 
 def places_of(key: BatchKey, items: Mapping[int, BatchItem]) -> dict[StudentKey, list[int]]:
-    """Returns where each student stands in a batch."""
-    places: dict[StudentKey, list[int]] = {}
+    """Returns where each student stands in a batch; what is no id of a student names none."""
+    places: dict[str, list[int]] = {}
     for index, item in items.items():
-        student = StudentKey(item.student_id, key.school_id)
-        if not any(student_violations(student)):
-            places.setdefault(student, []).append(index)
-    return places
+        places.setdefault(item.student_id, []).append(index)
+    students = {StudentKey(student_id, key.school_id): indices for student_id, indices in places.items()}
+    return {
+        student: indices
+        for student, indices in students.items()
+        # Only an item in error can have such an id, and then it need not.
+        if items[indices[0]].error is None or not any(student_violations(student))
+    }
 
 
 def erasing(key: BatchKey, marked: Iterable[tuple[Sequence[int], bytes | None]]) -> list[Sequence[Any]]:

@@ -18,7 +18,7 @@ from mastery.v1.recommendation_service_pb2_grpc import RecommendationServiceStub
 from mastery_grpc.application.callers import Role
 from mastery_grpc.storage import keys
 from tests.batches import erasure_mark, now
-from tests.builders import event_id
+from tests.builders import event_id, student
 from tests.integration.serving import (
     DEADLINE,
     Client,
@@ -30,6 +30,7 @@ from tests.integration.serving import (
     quiz_event,
     running_engine,
 )
+from tests.integration.test_audit import AUDIT_KEY, entries_of, opened_log
 from tests.real.redis_servers import RedisServer
 
 if TYPE_CHECKING:
@@ -402,6 +403,31 @@ async def test_a_batch_stays_in_its_school(engine: Engine) -> None:
     [result] = await south.results(namesake)
     assert result.mastery.school_id == "south"
     assert (await failure_of(engine.client().get("s0", school_id="north"))).code is grpc.StatusCode.NOT_FOUND
+
+
+# --- the audit log ----------------------------------------------------------------------------------------
+
+
+async def test_who_reads_results_leaves_an_entry_about_each_student_whose_result_he_read(redis_url: str) -> None:
+    async with running_engine(redis_url, audit_key=AUDIT_KEY) as engine, opened_log(redis_url) as log:
+        await learn(engine, school_id="north")
+        teacher = service(engine, role=Role.TEACHER, subject="jane", school_id="north")
+        batch = await teacher.submit([pb.BatchItem(student_id=each) for each in ("s0", "s1", "s2", "?")])
+        await teacher.ended(batch.batch_id)
+        await teacher.get(batch.batch_id)
+        await teacher.page(batch.batch_id, page_size=2)
+        found = (await entries_of(log, 3 + 4 + 2, "north"))[3:]
+        pseudonyms = [await log.pseudonym_of(student(each, school_id="north")) for each in ("s0", "s1", "s2")]
+        hashes = [each.hex() for each in pseudonyms if each]
+        told = [(entry.method.rpartition("/")[2], entry.student_hash, entry.caller) for entry in found]
+        assert (
+            told
+            == [
+                *(("SubmitBatch", each, "jane") for each in hashes),
+                ("SubmitBatch", "", "jane"),  # there was somebody else, who is nobody
+                *(("ListBatchResults", each, "jane") for each in hashes[:2]),
+            ]
+        )
 
 
 # --- erasure ----------------------------------------------------------------------------------------------

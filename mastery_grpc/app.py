@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 
 HEALTH_INTERVAL = 1.0
+CHUNK_DRAIN_SECONDS = 3.0
+"""How long chunks of batches under way may take when the server stops; another process takes up what is left."""
 
 
 log = structlog.get_logger(__name__)
@@ -124,7 +126,6 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
                 limiter.run(),
             )
         )
-        stack.push_async_callback(services.work_batches.stop, settings.grpc_drain_timeout)
         probed: dict[str, int] = {}
         if certificates is not None:
             plain = health_server(health, terms=terms)
@@ -135,6 +136,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
             stack.push_async_callback(plain.stop, 1.0)
         await server.start()
         stack.push_async_callback(server.stop, settings.grpc_drain_timeout)
+        stack.push_async_callback(services.work_batches.stop, CHUNK_DRAIN_SECONDS)
         stack.callback(storage.feed.close)
         stack.callback(storage.batch_feed.close)
         stack.push_async_callback(health.shut_down)

@@ -106,6 +106,8 @@ class WorkBatches:
                 try:
                     await self._once(taken)
                 except Unavailable as error:
+                    if self._is_stopping:
+                        raise  # it stays in its queue
                     if pause == SHORTEST_PAUSE:
                         log.warning("a chunk of a batch waits", reason=str(error))
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311

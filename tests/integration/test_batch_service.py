@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from mastery.v1 import batch_service_pb2 as pb
-from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
+from mastery.v1 import compliance_service_pb2, mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
 from mastery.v1.batch_service_pb2_grpc import BatchServiceStub
 from mastery.v1.mastery_service_pb2_grpc import MasteryServiceStub
 from mastery.v1.prediction_service_pb2_grpc import PredictionServiceStub
@@ -31,6 +31,7 @@ from tests.integration.serving import (
     running_engine,
 )
 from tests.integration.test_audit import AUDIT_KEY, entries_of, opened_log
+from tests.integration.test_erasure import erase, traces_of
 from tests.real.redis_servers import RedisServer
 
 if TYPE_CHECKING:
@@ -452,6 +453,41 @@ async def test_a_calculation_from_before_an_erasure_brings_nobody_back(
         afterwards = await caller.submit(items, CALCULATE)
         assert [result.student_id for result in await caller.results(afterwards)] == ["s0", "s1", "s2"]
         assert (await engine.client().get("s1")).version == 1
+
+
+async def test_an_erased_student_leaves_no_trace_in_batches(redis_url: str, redis_server: RedisServer) -> None:
+    name = "somebody-with-a-long-name"
+    items = [pb.BatchItem(student_id=each, components=components(0.5)) for each in ("s0", name, "s2", name)]
+    items.append(pb.BatchItem(student_id=name))  # in error where components are needed, and about him all the same
+    async with running_engine(redis_url, batch_chunks_at_once=0) as engine:
+        waiting = await service(engine).submit(items, PREDICT)
+    async with running_engine(redis_url) as engine:
+        caller = service(engine)
+        done = [await caller.submit(items, operation) for operation in (CALCULATE, RECALCULATE, PREDICT, RECOMMEND)]
+        for batch in (waiting, *done):
+            await caller.ended(batch.batch_id)
+    async with running_engine(redis_url, batch_chunks_at_once=0) as engine:
+        cancelled = await service(engine).submit(items, CALCULATE)
+        await service(engine).cancel(cancelled.batch_id)
+        pending = await service(engine).submit(items, CALCULATE)
+        assert any(key.startswith("batch:") for key in traces_of(redis_server, name))
+        receipt = await erase(engine, name)
+        counts = {each.kind: each.count for each in receipt.erased}
+        assert counts[compliance_service_pb2.DATA_KIND_BATCH_RESULT] == 3 * 7
+        await asyncio.sleep(0.5)  # the audit log is written behind the calls
+    assert traces_of(redis_server, name) == []
+    async with running_engine(redis_url) as engine:
+        caller = service(engine)
+        for batch in (waiting, *done, cancelled, pending):
+            if batch != cancelled:
+                assert (await caller.ended(batch.batch_id)).state == pb.BATCH_STATE_SUCCEEDED
+            for result in (await caller.page(batch.batch_id)).results:
+                is_erased = result.index in (1, 3, 4)
+                assert result.student_id == ("" if is_erased else items[result.index].student_id)
+                if is_erased:
+                    assert failure_in(result.error).reason == "STUDENT_ERASED"
+        await asyncio.sleep(0.5)
+    assert traces_of(redis_server, name) == []
 
 
 # --- Redis away -------------------------------------------------------------------------------------------

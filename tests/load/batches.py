@@ -41,8 +41,10 @@ STUDENTS = 4000
 ITEMS = 1000
 IN_FLIGHT = 100
 CALLS_AT_ONCE = 16
-SUBMITTERS = 4
-"""Callers that hand in batches at the same time."""
+SUBMISSIONS = 40
+"""That are measured, one after the other."""
+BREATH_SECONDS = 0.1
+"""Between two of them."""
 OPERATIONS = {
     "calculate": pb.BATCH_OPERATION_CALCULATE,
     "recalculate": pb.BATCH_OPERATION_RECALCULATE,
@@ -115,8 +117,8 @@ async def measure(layout: str, port: int, programs: list[Program], rounds: int, 
                 say(f"    {operation:<12} {run.text('item')}")
         idle, busy = [], []
         for round_ in range(rounds):
-            idle.append(await batches.latencies_while_idle(20))
-            busy.append(await batches.latencies_in_flight(seconds * 10))
+            idle.append(await batches.latencies_while_idle(SUBMISSIONS // 2))
+            busy.append(await batches.latencies_in_flight(SUBMISSIONS))
             for name, latencies in (("nothing in flight", idle[-1]), (f"{IN_FLIGHT} in flight", busy[-1])):
                 told = "  ".join(f"p{p} {percentile(latencies, p):,.0f} ms" for p in (50, 95, 100))
                 say(f"    round {round_ + 1}: submissions with {name}: {told}  ({len(latencies)} of them)")
@@ -146,33 +148,22 @@ class Batches:
             await self.ended(batch_id)
         return latencies
 
-    async def latencies_in_flight(self, seconds: float) -> list[float]:
-        """Returns how long submissions took while as many batches as can be were in flight, in milliseconds."""
+    async def latencies_in_flight(self, number: int) -> list[float]:
+        """Returns how long submissions took while many other batches were in flight, in milliseconds."""
         in_flight: dict[str, asyncio.Task[None]] = {}
-        is_full = asyncio.Event()
         latencies: list[float] = []
-        end = 0.0
 
         def land(batch_id: str, task: asyncio.Task[None]) -> None:
             in_flight.pop(batch_id, None)
 
-        async def submit_some() -> None:
-            while not end or time.perf_counter() < end:
-                if len(in_flight) >= IN_FLIGHT:
-                    is_full.set()
-                    await asyncio.wait(in_flight.values(), timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
-                    continue
-                batch_id, latency = await self.submit("calculate")
-                in_flight[batch_id] = asyncio.create_task(self.ended(batch_id))
-                in_flight[batch_id].add_done_callback(partial(land, batch_id))
-                if end:
-                    latencies.append(latency)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(SUBMITTERS):
-                group.create_task(submit_some())
-            await is_full.wait()
-            end = time.perf_counter() + seconds
+        while len(latencies) < number:
+            is_full = len(in_flight) >= IN_FLIGHT
+            batch_id, latency = await self.submit("calculate")
+            in_flight[batch_id] = task = asyncio.create_task(self.ended(batch_id))
+            task.add_done_callback(partial(land, batch_id))
+            if is_full:
+                latencies.append(latency)
+                await asyncio.sleep(BREATH_SECONDS)
         left = dict(in_flight)
         for batch_id in left:
             await self.cancel(batch_id)

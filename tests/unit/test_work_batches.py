@@ -285,3 +285,14 @@ async def test_work_is_begun_as_soon_as_it_is_queued(store: Flapping, monkeypatc
         await asyncio.sleep(0.01)
         batch = await store.submit(new_batch(1), most_open=0)
         await until_ended(store, batch)
+
+
+async def test_who_waits_for_better_weather_does_not_hold_up_the_end(store: Flapping) -> None:
+    operations = Operations()
+    operations.outages = 1_000_000
+    batch = await store.submit(new_batch(1), most_open=0)
+    async with working(store, operations) as work:
+        await operations.begun.wait()
+        async with asyncio.timeout(5):
+            await work.stop(60.0)
+    assert (await store.load(batch.key)).end_time is None

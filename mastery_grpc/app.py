@@ -76,6 +76,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
         services = services_of(settings, storage, request_log)
         if not settings.audit_key:
             log.warning("no audit key is set: with another token secret, the audit log is not authentic any more")
+        storage.feed.on_erased(services.audit.drop)
         observe_breakers(breakers)
         observe_forecasts(services.forecaster)
         terms = server_terms(settings)
@@ -152,6 +153,7 @@ async def running_worker(settings: Settings) -> AsyncIterator[int]:
         worker = IngestWorker(
             kafka_access(settings),
             storage.apply,
+            storage.records,
             group_id=settings.ingest_group,
             transactional=settings.kafka_transactions,
             batch_size=settings.ingest_batch_size,

@@ -13,6 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from mastery.v1 import (
     batch_service_pb2,
+    compliance_service_pb2,
     mastery_service_pb2,
     prediction_service_pb2,
     recommendation_service_pb2,
@@ -25,12 +26,15 @@ from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
 from mastery_grpc.application.course_pulse import CountCourses
+from mastery_grpc.application.erase_student import EraseStudent
+from mastery_grpc.application.export_student import ExportStudent
 from mastery_grpc.application.follow_batch import FollowBatch
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.rebuild_students import RebuildStudents
 from mastery_grpc.application.recommend import Recommend
+from mastery_grpc.application.retention import policy
 from mastery_grpc.application.submit_batch import SubmitBatch
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
@@ -46,6 +50,7 @@ from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics
 from mastery_grpc.rpc.access import AccessRule
 from mastery_grpc.rpc.batch_servicer import BatchServicer
+from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
 from mastery_grpc.rpc.prediction_servicer import PredictionServicer
@@ -65,16 +70,19 @@ from mastery_grpc.storage.redis_audit_log import RedisAuditStore
 from mastery_grpc.storage.redis_batch_work import RedisBatchWork
 from mastery_grpc.storage.redis_batches import RedisBatchStore
 from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
+from mastery_grpc.storage.redis_held_batches import RedisHeldBatches
 from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
+from mastery_grpc.storage.redis_student_records import RedisStudentRecords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.audit_store import AuditStore
     from mastery_grpc.application.batch_store import BatchFeed, BatchStore
+    from mastery_grpc.application.held_data import HeldData
     from mastery_grpc.application.rate_limits import Quotas
     from mastery_grpc.domain.errors import Unavailable
     from mastery_grpc.domain.forecasting.forecast import Forecaster
@@ -88,6 +96,7 @@ TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 BATCH_SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"]
+COMPLIANCE_SERVICE = compliance_service_pb2.DESCRIPTOR.services_by_name["ComplianceService"]
 RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 
 
@@ -145,13 +154,24 @@ class Storage:
     batches: RedisBatchStore
     batch_work: RedisBatchWork
     batch_feed: RedisBatchFeed
+    held_batches: RedisHeldBatches
+    records: RedisStudentRecords
+
+    @property
+    def elsewhere(self) -> tuple[HeldData, ...]:
+        """Whoever holds data about students outside of their own keys."""
+        return (self.issued, self.held_batches)
 
 
 @asynccontextmanager
 async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[Storage]:
     """Yields the storage; nothing is asked of Redis yet. Raises SettingsError for an address that is none."""
     try:
-        client = connect(settings.redis_url, timeout=settings.redis_timeout)
+        client = connect(
+            settings.redis_url,
+            timeout=settings.redis_timeout,
+            max_connections=settings.redis_max_connections,
+        )
     except ValueError as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
     retention = settings.retention()
@@ -190,6 +210,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
         batches = RedisBatchStore(client, lifetime=retention.batches, replicas=replicas, breaker=breaker)
+        records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
         yield Storage(
             repository,
             apply,
@@ -205,6 +226,8 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             batches,
             RedisBatchWork(client, lifetime=retention.batches, replicas=replicas),
             RedisBatchFeed(client),
+            RedisHeldBatches(client, clock=utc_now, breaker=breaker),
+            records,
         )
     finally:
         await client.aclose()
@@ -235,7 +258,7 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         read=ReadMastery(storage.reader, storage.repository),
         calculate=calculate,
         accept=accept,
-        watch=WatchMastery(storage.feed, storage.repository),
+        watch=WatchMastery(storage.feed, storage.repository, storage.records),
     )
     verify = VerifyForecasts(
         storage.issued,
@@ -277,13 +300,30 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         at_once=settings.batch_chunks_at_once,
         clock=utc_now,
     )
+    audit = audit_log_of(settings, storage.audit)
+    erase = EraseStudent(
+        storage.records,
+        storage.repository,
+        storage.elsewhere,
+        audit,
+        request_log,
+        mark_lifetime=settings.retention().erasure_mark,
+        clock=utc_now,
+    )
+    compliance = ComplianceServicer(
+        export=ExportStudent(storage.records, storage.elsewhere, audit, clock=utc_now),
+        erase=erase,
+        audit=audit,
+        policy=policy(settings.retention()),
+    )
     servicers: dict[ServiceDescriptor, object] = {
         MASTERY_SERVICE: servicer,
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
         BATCH_SERVICE: batch_servicer_of(settings, storage.batches, storage.batch_feed),
+        COMPLIANCE_SERVICE: compliance,
     }
-    return Services(servicers, forecaster, verify, audit_log_of(settings, storage.audit), work_batches)
+    return Services(servicers, forecaster, verify, audit, work_batches)
 
 
 def batch_servicer_of(settings: Settings, store: BatchStore, feed: BatchFeed) -> BatchServicer:

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """`redis://`, `rediss://`, `unix://`, `redis+cluster://`, or `redis+sentinel://host:port,host:port/service`."""
     redis_timeout: Seconds = 2.0
     """For each connect and each reply, in seconds."""
+    redis_max_connections: Annotated[int, Field(ge=4)] = 100
+    """Of one process to one server; calls beyond that wait for one."""
     redis_min_replicas: Annotated[int, Field(ge=0)] = 0
     """So many replicas must have an update before it counts. 0: a failover may lose the last ones."""
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mastery_grpc.application.student_update import AdviceTerms, Delivery, Outcome, StudentUpdate, needs_log
-from mastery_grpc.domain.errors import Contention
+from mastery_grpc.domain.errors import Contention, EventTooOld
 from mastery_grpc.domain.recommendations import AdviceConfig
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class ApplyEvents:
         logs = await self._load_logs(loaded, deliveries, pending, now)
         changes = []
         counted: list[Sequence[Counted]] = []
+        refused: list[LoadedStudent] = []
         for student, terms in zip(loaded, advice, strict=True):
             update = StudentUpdate(student, logs.get(student.student), rules=self._rules, advice=terms, now=now)
             for index in pending[student.student]:
@@ -98,7 +99,9 @@ class ApplyEvents:
             if (change := update.change(log_retention=self._log_retention)) is not None:
                 changes.append(change)
                 counted.append(update.counted)
-        undone: set[StudentKey] = set()
+            elif any(isinstance(outcomes[index].error, EventTooOld) for index in pending[student.student]):
+                refused.append(student)
+        undone = await self._moved_on(refused) if refused else set()
         if changes:
             written = await self._repository.commit(changes)
             for change, its_counted, is_written in zip(changes, counted, written, strict=True):
@@ -116,6 +119,16 @@ class ApplyEvents:
                 student for student, is_confirmed in zip(known, confirmed, strict=True) if not is_confirmed
             )
         return {student: indices for student, indices in pending.items() if student in undone}
+
+    async def _moved_on(self, students: Sequence[LoadedStudent]) -> set[StudentKey]:
+        """Returns who was written or erased since he was loaded: his log, read after that, may tell of another
+        state, and that an event is too old for it tells nothing."""
+        again = await self._repository.load({loaded.student: [] for loaded in students})
+        return {
+            before.student
+            for before, now in zip(students, again, strict=True)
+            if (before.state, before.rebuilds) != (now.state, now.rebuilds)
+        }
 
     async def _load_advice(self, students: Sequence[StudentKey]) -> list[AdviceTerms]:
         if self._feedback is None:

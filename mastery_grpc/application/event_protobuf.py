@@ -21,7 +21,10 @@ from mastery_grpc.domain.events import (
 from mastery_grpc.domain.scoring import Components
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
     from protovalidate import FieldPathPb as FieldPath
 
     from mastery.v1 import events_pb2, mastery_pb2
@@ -42,17 +45,21 @@ def event_from_proto(message: events_pb2.LearningEvent) -> LearningEvent:
     """Returns the event in a message. Raises InvalidInput if it breaks a rule of its proto."""
     if violations := rule_violations(message):
         raise InvalidInput(violations)
-    time = message.event_time
-    if not 0 <= time.nanos < 1_000_000_000:  # a rule that protovalidate cannot state
-        raise InvalidInput.of("event_time", "nanos must be from 0 to 999999999")
     return LearningEvent(
         event_id=message.event_id.lower(),
         student=StudentKey(message.student_id, message.school_id),
-        event_time=EARLIEST + timedelta(seconds=time.seconds, microseconds=time.nanos // 1000),
+        event_time=time_from_proto(message.event_time, "event_time"),
         payload=_payload(message),
         source=message.source,
         course_id=message.course_id,
     )
+
+
+def time_from_proto(message: Timestamp, field: str) -> datetime:
+    """Returns the time in a message that has been validated, to the microsecond. Raises InvalidInput."""
+    if not 0 <= message.nanos < 1_000_000_000:  # a rule that protovalidate cannot state
+        raise InvalidInput.of(field, "nanos must be from 0 to 999999999")
+    return EARLIEST + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 
 def components_from_proto(message: mastery_pb2.Components) -> Components:

@@ -17,6 +17,7 @@ from mastery_grpc.domain.student import EMPTY_STATE, Mastery, StudentState
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
     from mastery_grpc.domain.forecasting.pulse import CoursePulse
     from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
 
@@ -306,8 +307,8 @@ class MasteryReader(Protocol):
 class Subscription(Protocol):
     """Changes of the students that one watcher asked for."""
 
-    async def next(self) -> Sequence[Mastery] | None:
-        """Waits for changes; returns the newest mastery of each changed student.
+    async def next(self) -> Sequence[Mastery | ErasureAnnouncement] | None:
+        """Waits for changes; returns the newest mastery of each changed student, and before it that he was erased.
 
         Returns None when announcements may have been missed and the current state must be read anew. Raises
         ShuttingDown.
@@ -330,3 +331,6 @@ class RequestLog(Protocol):
         `produced_time`: if they were given to the engine earlier than now. Raises BrokerUnavailable; some of the
         events may have been written all the same.
         """
+
+    async def append_erasure(self, announcement: ErasureAnnouncement) -> None:
+        """Writes that a student was erased, behind his events. Raises BrokerUnavailable."""

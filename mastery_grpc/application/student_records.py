@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     from mastery_grpc.application.data_kinds import DataKind
     from mastery_grpc.application.erasure_mark import ErasureMark
@@ -16,7 +15,17 @@ Records = dict["DataKind", list[bytes]]
 """JSON objects by kind, each one record; kinds without any are left out."""
 
 
-class StudentRecords(Protocol):
+class ErasureMarks(Protocol):
+    """Who was erased."""
+
+    async def marks_of(self, students: Sequence[StudentKey]) -> list[ErasureMark | None]:
+        """Returns the mark of each student's latest erasure, None if he was never erased, or long ago.
+
+        One round trip. Raises StorageUnavailable.
+        """
+
+
+class StudentRecords(ErasureMarks, Protocol):
     """A student's mastery, log, snapshots, processing records, activity, forecast, path and feedback.
 
     Each method is one atomic step. Raises StorageUnavailable; repeating is safe.
@@ -24,9 +33,6 @@ class StudentRecords(Protocol):
 
     async def held(self, student: StudentKey) -> Records:
         """Returns what is kept, all of one moment. Lifetimes are part of it."""
-
-    async def mark_of(self, student: StudentKey) -> ErasureMark | None:
-        """Returns the mark of his latest erasure, None if he was never erased, or long ago."""
 
     async def erase(self, student: StudentKey, mark: ErasureMark) -> ErasureMark:
         """Deletes what is kept, leaves the mark, and announces the erasure.
@@ -49,10 +55,3 @@ class StudentRecords(Protocol):
 
         What has outlived its time since is left out. Raises InvalidInput for records that are not of this student.
         """
-
-
-class SuppressionReader(Protocol):
-    """Who was erased, and when."""
-
-    async def erase_times(self, students: Sequence[StudentKey]) -> list[datetime | None]:
-        """Returns when each student was erased last, None for the others. One round trip."""

@@ -14,7 +14,7 @@ from mastery_grpc.domain.student import Mastery
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mastery_grpc.domain.events import LearningEvent
+    from mastery_grpc.domain.events import LearningEvent, StudentKey
 
 RESULTS_NAMESPACE = UUID("7d1c8f6e-3b0a-5c1e-9a55-1f0f5d0c2b11")
 """The uuid5 namespace of result ids. Fixed for ever: consumers drop repeats by these ids."""
@@ -26,6 +26,7 @@ class ResultType(StrEnum):
     MASTERY_UPDATED = "mastery.updated"
     THRESHOLD_REACHED = "mastery.threshold.reached"
     PATH_RECOMMENDED = "learning.path.recommended"
+    DATA_ERASED = "student.data.erased"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,31 @@ class PathRecommended(Result):
 
     path: tuple[str, ...]
     """The steps in order, in words for the student; empty if nothing is left to advise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataErased:
+    """Everything held about a student was erased; the field names are those of the published JSON."""
+
+    event_id: str
+    event_type: ResultType = ResultType.DATA_ERASED
+    timestamp: int
+    """When, epoch milliseconds."""
+    student_id: str
+    school_id: str
+    source: str = "mastery-engine"
+    receipt_id: str
+
+
+def data_erased(*, student: StudentKey, receipt_id: str, erase_millis: int) -> DataErased:
+    """Returns what an erasure tells the world."""
+    return DataErased(
+        event_id=str(uuid5(RESULTS_NAMESPACE, f"{student.school_id}/{receipt_id}/{ResultType.DATA_ERASED}")),
+        timestamp=erase_millis,
+        student_id=student.student_id,
+        school_id=student.school_id,
+        receipt_id=receipt_id,
+    )
 
 
 def results_of(

@@ -10,16 +10,18 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from mastery.v1 import events_pb2
+from mastery_grpc.application.erasure_mark import ErasureAnnouncement
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.application.event_protobuf import event_from_proto
 from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.domain.errors import InvalidInput
+from mastery_grpc.domain.results import ResultType
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from mastery_grpc.domain.events import LearningEvent
-    from mastery_grpc.domain.results import Result
+    from mastery_grpc.domain.results import DataErased, Result
     from mastery_grpc.ingest.topics import Topics
 
 JSON = b"application/json"
@@ -30,8 +32,11 @@ ORIGINAL_TIMESTAMP = "dlq-original-timestamp"
 """Header: the time of a record that was refused and is here again."""
 
 _encode = msgspec.json.Encoder().encode
+_erasure_decoder = msgspec.json.Decoder(ErasureAnnouncement)
 
 
+ERASURE = ResultType.DATA_ERASED.encode()
+"""Header `event-type` of a record that announces an erasure, in both topics; the worker passes it on."""
 LONGEST_TIME = 15
 """Digits of a time; what is longer was not written here."""
 
@@ -53,12 +58,18 @@ def origin_of(message: Message) -> str:
     return f"{message.topic()}/{message.partition()}/{message.offset()}"
 
 
-def decode_request(message: Message) -> Delivery:
-    """Returns the delivery in a record of `mastery.requests`. Raises InvalidInput."""
+def decode_request(message: Message) -> Delivery | ErasureAnnouncement:
+    """Returns the delivery in a record of `mastery.requests`, or the erasure that it announces.
+
+    Raises InvalidInput.
+    """
     value = message.value()
     if not value:
         raise InvalidInput.of("value", "is empty; a tombstone is not an event")
-    is_protobuf = dict(headers_of(message)).get("content-type") == PROTOBUF
+    headers = dict(headers_of(message))
+    if headers.get("event-type") == ERASURE:
+        return _decode_erasure(value)
+    is_protobuf = headers.get("content-type") == PROTOBUF
     event = _decode_protobuf(value) if is_protobuf else decode_event(value)
     return Delivery(event, origin_of(message), datetime.fromtimestamp(produced_millis(message) / 1000, UTC))
 
@@ -71,6 +82,18 @@ def produced_millis(message: Message) -> int:
     return max(0, min([timestamp, *earlier]))
 
 
+def encode_erasure(announcement: ErasureAnnouncement) -> bytes:
+    """Returns the value of a record that announces an erasure."""
+    return _encode(announcement)
+
+
+def _decode_erasure(value: bytes) -> ErasureAnnouncement:
+    try:
+        return _erasure_decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidInput.of("value", "is not the announcement of an erasure") from None
+
+
 def _decode_protobuf(value: bytes) -> LearningEvent:
     try:
         return event_from_proto(events_pb2.LearningEvent.FromString(value))
@@ -78,7 +101,7 @@ def _decode_protobuf(value: bytes) -> LearningEvent:
         raise InvalidInput.of("value", "is not a serialized mastery.v1.LearningEvent") from None
 
 
-def result_record(result: Result, topics: Topics) -> OutgoingRecord:
+def result_record(result: Result | DataErased, topics: Topics) -> OutgoingRecord:
     """Returns the record of a result, keyed by student, so that a student's results stay in order."""
     return OutgoingRecord(
         topics.results,

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaException, Producer
 
 from mastery_grpc.application.event_json import encode_event
 from mastery_grpc.domain.errors import BrokerUnavailable
-from mastery_grpc.ingest.records import JSON, PRODUCED_TIME, origin_of
+from mastery_grpc.ingest.records import ERASURE, JSON, PRODUCED_TIME, encode_erasure, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
+    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
     from mastery_grpc.domain.events import LearningEvent
     from mastery_grpc.ingest.records import Headers
     from mastery_grpc.ingest.topics import KafkaAccess
@@ -71,8 +72,14 @@ class KafkaRequestLog:
         headers: Headers = [("content-type", JSON)]
         if produced_time is not None:
             headers.append((PRODUCED_TIME, b"%d" % (produced_time.timestamp() * 1000)))
+        values = [(event.student.student_id, encode_event(event)) for event in events]
         async with self._breaker.guard():
-            return await self._append(events, headers)
+            return await self._append(values, headers)
+
+    async def append_erasure(self, announcement: ErasureAnnouncement) -> None:
+        headers: Headers = [("content-type", JSON), ("event-type", ERASURE)]
+        async with self._breaker.guard():
+            await self._append([(announcement.student_id, encode_erasure(announcement))], headers)
 
     def close(self) -> None:
         """Delivers what is under way, as long as its timeout allows."""
@@ -80,7 +87,8 @@ class KafkaRequestLog:
         self._closing.set()
         self._reports.join()
 
-    async def _append(self, events: Sequence[LearningEvent], headers: Headers) -> list[str]:
+    async def _append(self, values: Sequence[tuple[str, bytes]], headers: Headers) -> list[str]:
+        """Appends values, each with the student that is its key."""
         loop = asyncio.get_running_loop()
         appended: asyncio.Future[list[str]] = loop.create_future()
 
@@ -92,13 +100,13 @@ class KafkaRequestLog:
             else:
                 appended.set_exception(BrokerUnavailable(f"kafka: {answer.name()}"))
 
-        appending = _Appending(len(events), lambda answer: loop.call_soon_threadsafe(settle, answer))
+        appending = _Appending(len(values), lambda answer: loop.call_soon_threadsafe(settle, answer))
         try:
-            for index, event in enumerate(events):
+            for index, (student_id, value) in enumerate(values):
                 self._producer.produce(
                     self._topic,
-                    key=event.student.student_id,
-                    value=encode_event(event),
+                    key=student_id,
+                    value=value,
                     headers=headers,
                     on_delivery=appending.report_to(index),
                 )

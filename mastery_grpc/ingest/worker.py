@@ -21,19 +21,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 from confluent_kafka import KafkaException
 
+from mastery_grpc.application.erasure_mark import ErasureAnnouncement
 from mastery_grpc.application.student_update import Delivery, Outcome
-from mastery_grpc.domain.errors import BrokerUnavailable, Contention, InvalidInput, StorageUnavailable
+from mastery_grpc.domain.errors import (
+    BrokerUnavailable,
+    Contention,
+    InvalidInput,
+    StorageUnavailable,
+    StudentErased,
+)
+from mastery_grpc.domain.results import data_erased
 from mastery_grpc.ingest.dead_letters import DeadLetterWatch, PoisonRecord, TooManyDeadLetters, dead_letter
 from mastery_grpc.ingest.records import OutgoingRecord, decode_request, origin_of, result_record
 from mastery_grpc.ingest.session import Batch, KafkaSession, ProcessedBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from datetime import datetime
 
     from confluent_kafka import Message
 
     from mastery_grpc.application.apply_events import ApplyEvents
+    from mastery_grpc.application.student_records import StudentRecords
     from mastery_grpc.ingest.dead_letters import DeadLetterLimit
     from mastery_grpc.ingest.topics import KafkaAccess
 
@@ -62,6 +71,7 @@ class IngestWorker:
         self,
         access: KafkaAccess,
         apply: ApplyEvents,
+        records: StudentRecords,
         *,
         group_id: str,
         transactional: bool,
@@ -71,6 +81,7 @@ class IngestWorker:
     ) -> None:
         self._access = access
         self._apply = apply
+        self._records = records
         self._group_id = group_id
         self._transactional = transactional
         self._batch_size = batch_size
@@ -161,32 +172,49 @@ class IngestWorker:
         topics, now = self._access.topics, self._clock()
         records = []
         for message, verdict in zip(messages, verdicts, strict=True):
+            if isinstance(verdict, ErasureAnnouncement):
+                records.append(await self._announced(session, message, verdict))
+                continue
             outcome = next(outcomes) if isinstance(verdict, Delivery) else Outcome(error=verdict)
-            self._dead_letters.count(refused=outcome.error is not None)
-            if outcome.error is not None:
+            is_suppressed = isinstance(outcome.error, StudentErased)
+            self._dead_letters.count(refused=outcome.error is not None and not is_suppressed)
+            if is_suppressed:  # and kept nowhere, a dead letter would be a trace of him
+                log.info("dropped: its student was erased since", origin=origin_of(message))
+                records.append([])
+            elif outcome.error is not None:
                 log.info("dead letter", origin=origin_of(message), reason=type(outcome.error).__name__)
                 records.append([dead_letter(message, outcome.error, topics=topics, now=now)])
             else:
                 records.append([result_record(result, topics) for result in outcome.results])
         return records
 
+    async def _announced(
+        self, session: KafkaSession, message: Message, announcement: ErasureAnnouncement
+    ) -> list[OutgoingRecord]:
+        """Returns what announces an erasure: nothing if it never was, or another record announced it."""
+        student, origin = announcement.student, origin_of(message)
+        mark = await self._in_any_weather(
+            session, lambda: self._records.claim_announcement(student, announcement.receipt_id, origin)
+        )
+        if mark is None:
+            log.warning("dropped: announces no erasure, or one that was announced", origin=origin)
+            return []
+        told = data_erased(student=student, receipt_id=mark.receipt_id, erase_millis=mark.erase_millis)
+        return [result_record(told, self._access.topics)]
+
     async def _apply_in_any_weather(
         self, session: KafkaSession, deliveries: Sequence[Delivery]
     ) -> Sequence[Outcome]:
-        """Applies the deliveries however long it takes, while the group is told that this member lives.
+        """Applies the deliveries however long it takes.
 
         Deliveries that break the engine are tried one by one, so that only the guilty are refused.
         """
-        delays, failures, contended, is_paused = _delays(), 0, 0, False
+        delays, failures, contended = _delays(), 0, 0
         while True:
             try:
-                outcomes = await self._apply(deliveries)
-            except StorageUnavailable as error:
-                delay = next(delays)
-                log.warning("storage is away", error=str(error), retry_in=round(delay, 2))
-                is_paused = True
-                await self._in(self._receiver, session.stay_alive)
-                await self._wait_out(delay)
+                outcomes = await self._in_any_weather(session, lambda: self._apply(deliveries))
+            except (_Stopped, KafkaException):
+                raise
             except Exception as error:
                 failures += 1
                 log.exception("unexpected error", deliveries=len(deliveries))
@@ -201,9 +229,24 @@ class IngestWorker:
                 if is_contended and contended < MAX_CONTENDED:
                     await self._wait_out(next(delays))  # what was applied is known; the rest tries again
                     continue
+                return outcomes
+
+    async def _in_any_weather(self, session: KafkaSession, work: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Does what needs the storage however long it takes, while the group is told that this member lives."""
+        delays, is_paused = _delays(), False
+        while True:
+            try:
+                answer = await work()
+            except StorageUnavailable as error:
+                delay = next(delays)
+                log.warning("storage is away", error=str(error), retry_in=round(delay, 2))
+                is_paused = True
+                await self._in(self._receiver, session.stay_alive)
+                await self._wait_out(delay)
+            else:
                 if is_paused:
                     await self._in(self._receiver, session.resume)
-                return outcomes
+                return answer
 
     async def _wait_out(self, seconds: float) -> None:
         """Waits. Raises _Stopped if told to stop meanwhile."""
@@ -221,7 +264,7 @@ class IngestWorker:
         return asyncio.get_running_loop().run_in_executor(thread, call, *args)
 
 
-def _verdict(message: Message) -> Delivery | InvalidInput:
+def _verdict(message: Message) -> Delivery | ErasureAnnouncement | InvalidInput:
     try:
         return decode_request(message)
     except InvalidInput as error:

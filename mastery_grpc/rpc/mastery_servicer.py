@@ -11,8 +11,10 @@ from mastery_grpc.application.calculate_mastery import Calculation
 from mastery_grpc.application.event_protobuf import components_from_proto, event_from_proto
 from mastery_grpc.domain.errors import InvalidInput, MasteryError, StudentNotFound
 from mastery_grpc.domain.events import LearningEvent, StudentKey
+from mastery_grpc.domain.student import Mastery
 from mastery_grpc.rpc.access import PermissionDenied
 from mastery_grpc.rpc.convert import date_from_proto, mastery_to_proto, weights_from_proto
+from mastery_grpc.rpc.convert_compliance import erasure_to_proto
 from mastery_grpc.rpc.status import status_of
 
 if TYPE_CHECKING:
@@ -113,7 +115,10 @@ class MasteryServicer:
     ) -> AsyncIterator[pb.WatchMasteryResponse]:
         students = [StudentKey(student_id, call.school_id) for student_id in request.student_ids]
         async for sighting in self._watch(students):
-            yield pb.WatchMasteryResponse(mastery=mastery_to_proto(sighting.mastery), initial=sighting.initial)
+            if isinstance(sighting.news, Mastery):
+                yield pb.WatchMasteryResponse(mastery=mastery_to_proto(sighting.news), initial=sighting.initial)
+            else:
+                yield pb.WatchMasteryResponse(erased=erasure_to_proto(sighting.news))
 
     async def _ingest(self, messages: Sequence[events_pb2.LearningEvent], call: Call) -> list[_Ingested]:
         """Returns the outcome of each event; what is refused here never reaches the use case."""

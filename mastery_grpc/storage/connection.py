@@ -11,8 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio import (
+    BlockingConnectionPool,
     Connection,
-    ConnectionPool,
     Redis,
     RedisCluster,
     SSLConnection,
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 RedisClient = Redis | RedisCluster
 Command = tuple[Any, ...]
+
+MAX_CONNECTIONS = 100
+"""To one server, of one process."""
+NO_LIMIT = 1_000_000
 
 # What passes: the network, a failover, a server that starts, a full or overloaded one.
 _PASSING = (
@@ -114,7 +118,7 @@ class _Sentinels(Sentinel):
         return address
 
 
-class _PoolToMaster(SentinelConnectionPool):
+class _PoolToMaster(SentinelConnectionPool, BlockingConnectionPool):
     """Closes the clients of the sentinels with it, because nobody else knows them."""
 
     async def aclose(self) -> None:
@@ -126,7 +130,7 @@ _CLASSES = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _
 _CLASSES_TO_MASTER = {Connection: _TcpToMaster, SSLConnection: _TlsToMaster}
 
 
-def connect(url: str, *, timeout: float) -> RedisClient:
+def connect(url: str, *, timeout: float, max_connections: int = MAX_CONNECTIONS) -> RedisClient:
     """Returns a client for the servers at a URL, which is one of these.
 
     - `redis://[user:password@]host[:port][/database]`, or `unix://[user:password@]path`
@@ -139,9 +143,10 @@ def connect(url: str, *, timeout: float) -> RedisClient:
     (the authority to trust, if not the system's), `ssl_certfile` and `ssl_keyfile` (the client's own
     certificate): paths of PEM files.
 
-    Connects lazily. `timeout` (seconds) bounds each connect and each reply; one retry bridges a connection
-    that the server had closed. Repeating a commit is safe, because it is a compare-and-set. Raises ValueError
-    for a URL that is none of these.
+    Connects lazily. While all `max_connections` are in use, calls wait for one; but to a cluster, whose driver
+    would refuse them, there is no such limit. `timeout` (seconds) bounds that wait, each connect and each reply;
+    one retry bridges a connection that the server had closed. Repeating a commit is safe, because it is a
+    compare-and-set. Raises ValueError for a URL that is none of these.
     """
     options: dict[str, Any] = {
         "socket_timeout": timeout,
@@ -151,15 +156,16 @@ def connect(url: str, *, timeout: float) -> RedisClient:
     scheme, separator, rest = url.partition("://")
     protocol, _, topology = scheme.partition("+")
     if topology == "cluster":
-        return RedisCluster.from_url(protocol + separator + rest, **options)
+        return RedisCluster.from_url(protocol + separator + rest, max_connections=NO_LIMIT, **options)
+    pool = {"max_connections": max_connections, "timeout": timeout}
     if topology == "sentinel":
-        return _connect_to_master(protocol + separator + rest, options)
-    options |= parse_url(url)
+        return _connect_to_master(protocol + separator + rest, options, pool)
+    options |= parse_url(url) | pool
     options["connection_class"] = _CLASSES[options.get("connection_class", Connection)]
-    return Redis.from_pool(ConnectionPool(**options))
+    return Redis.from_pool(BlockingConnectionPool(**options))
 
 
-def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
+def _connect_to_master(url: str, options: dict[str, Any], pool: dict[str, Any]) -> Redis:
     parts = urlsplit(url)
     user, _, addresses = parts.netloc.rpartition("@")
     service, _, database = parts.path.removeprefix("/").partition("/")
@@ -182,6 +188,7 @@ def _connect_to_master(url: str, options: dict[str, Any]) -> Redis:
         connection_pool_class=_PoolToMaster,
         connection_class=_CLASSES_TO_MASTER[connection_class],
         **options,
+        **pool,
     )
     return client
 

@@ -8,14 +8,15 @@ from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from mastery_grpc.application.erasure_mark import ErasureAnnouncement
 from mastery_grpc.domain.errors import ShuttingDown
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.announcements import listen
-from mastery_grpc.storage.records import decode_mastery
+from mastery_grpc.storage.records import ERASURE, decode_erasure, decode_mastery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from mastery_grpc.domain.student import Mastery
     from mastery_grpc.storage.cache import CachedMasteryReader
@@ -33,21 +34,27 @@ class _Subscription:
 
     def __init__(self) -> None:
         self._changed: dict[StudentKey, Mastery] = {}
+        self._erased: dict[StudentKey, ErasureAnnouncement] = {}
         self._must_read = False
         self._closed = False
         self._news = asyncio.Event()
 
-    async def next(self) -> Sequence[Mastery] | None:
+    async def next(self) -> Sequence[Mastery | ErasureAnnouncement] | None:
         await self._news.wait()
         if self._closed:
             raise ShuttingDown
         self._news.clear()
         changed, self._changed = self._changed, {}
+        erased, self._erased = self._erased, {}
         must_read, self._must_read = self._must_read, False
-        return None if must_read else list(changed.values())
+        return None if must_read else [*erased.values(), *changed.values()]
 
-    def push(self, mastery: Mastery) -> None:
-        self._changed[mastery.student] = mastery
+    def push(self, news: Mastery | ErasureAnnouncement) -> None:
+        if isinstance(news, ErasureAnnouncement):
+            self._erased[news.student] = news
+            self._changed.pop(news.student, None)
+        else:
+            self._changed[news.student] = news
         self._news.set()
 
     def lose(self) -> None:
@@ -67,6 +74,11 @@ class RedisMasteryFeed:
         self._cache = cache
         self._subscriptions: defaultdict[StudentKey, set[_Subscription]] = defaultdict(set)
         self._closed = False
+        self._erasure_listeners: list[Callable[[StudentKey], None]] = []
+
+    def on_erased(self, listener: Callable[[StudentKey], None]) -> None:
+        """Has a listener told of every student who is erased, whichever process does it."""
+        self._erasure_listeners.append(listener)
 
     @asynccontextmanager
     async def subscribe(self, students: Sequence[StudentKey]) -> AsyncIterator[_Subscription]:
@@ -100,10 +112,14 @@ class RedisMasteryFeed:
             return
         student = StudentKey(match[1].decode(), match[2].decode())
         self._cache.drop(student)
+        is_erasure = announcement.startswith(ERASURE)
+        if is_erasure:
+            for listener in self._erasure_listeners:
+                listener(student)
         if subscriptions := self._subscriptions.get(student):
-            mastery = decode_mastery(announcement)
+            news = decode_erasure(announcement) if is_erasure else decode_mastery(announcement)
             for subscription in subscriptions:
-                subscription.push(mastery)
+                subscription.push(news)
 
     def _begin_anew(self) -> None:
         """What was announced before this moment was not heard: nobody may rely on what he has."""

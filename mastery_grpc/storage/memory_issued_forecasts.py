@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date, datetime
 
-    from mastery_grpc.application.student_records import SuppressionReader
+    from mastery_grpc.application.student_records import ErasureMarks
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
 
@@ -22,9 +22,9 @@ class MemoryIssuedForecasts:
 
     kind = DataKind.PREDICTION
 
-    def __init__(self, erasures: SuppressionReader | None = None) -> None:
-        """Without `erasures` nobody ever is."""
-        self._erasures = erasures
+    def __init__(self, marks: ErasureMarks | None = None) -> None:
+        """Without `marks` nobody is ever erased."""
+        self._marks = marks
         self._due: defaultdict[date, dict[StudentKey, IssuedForecast]] = defaultdict(dict)
         self._claimed: set[date] = set()
         self._scores: dict[date, DayScore] = {}
@@ -34,11 +34,11 @@ class MemoryIssuedForecasts:
     ) -> None:
         for day, forecasts in due.items():
             self._due[day].update(forecasts)
-        if self._erasures is None:
+        if self._marks is None:
             return
         students = list({student for forecasts in due.values() for student in forecasts})
-        for student, erase_time in zip(students, await self._erasures.erase_times(students), strict=True):
-            if erase_time is not None and issued_time <= erase_time:
+        for student, mark in zip(students, await self._marks.marks_of(students), strict=True):
+            if mark is not None and issued_time <= mark.erase_time:
                 await self.erase(student)
 
     async def held(self, student: StudentKey) -> list[bytes]:

@@ -15,7 +15,6 @@ from mastery_grpc.storage.record_lines import check_owner, line, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
 
     from mastery_grpc.application.erasure_mark import ErasureAnnouncement
     from mastery_grpc.application.student_records import Records
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class MemoryStudentRecords:
-    """Implements `StudentRecords` and `SuppressionReader` on a repository's own dictionaries; nothing expires."""
+    """Implements `StudentRecords` on a repository's own dictionaries; nothing expires."""
 
     def __init__(
         self,
@@ -59,12 +58,8 @@ class MemoryStudentRecords:
         }
         return {kind: lines for kind, lines in found.items() if lines}
 
-    async def mark_of(self, student: StudentKey) -> ErasureMark | None:
-        return self._repository.marks.get(student)
-
-    async def erase_times(self, students: Sequence[StudentKey]) -> list[datetime | None]:
-        marks = [self._repository.marks.get(student) for student in students]
-        return [None if mark is None else mark.erase_time for mark in marks]
+    async def marks_of(self, students: Sequence[StudentKey]) -> list[ErasureMark | None]:
+        return [self._repository.marks.get(student) for student in students]
 
     async def erase(self, student: StudentKey, mark: ErasureMark) -> ErasureMark:
         repository, before = self._repository, self._repository.marks.get(student)

@@ -85,6 +85,8 @@ _result_decoders: dict[ResultType, msgspec.json.Decoder[Result]] = {
     ResultType.THRESHOLD_REACHED: msgspec.json.Decoder(ThresholdReached),
     ResultType.PATH_RECOMMENDED: msgspec.json.Decoder(PathRecommended),
 }
+ERASURE = b'{"version":0,'
+"""How the announcement of an erasure begins, and no mastery does."""
 _revision_of = re.compile(rb'\{"version":(\d+)(?:,"rebuilds":(\d+))?').match  # as the scripts read it
 
 
@@ -196,9 +198,9 @@ def encode_erasure(announcement: ErasureAnnouncement) -> bytes:
     return _encode(announcement)
 
 
-def decode_announcement(value: bytes) -> Mastery | ErasureAnnouncement:
-    """Returns what was announced."""
-    return _erasure_decoder.decode(value) if value.startswith(b'{"version":0,') else decode_mastery(value)
+def decode_erasure(value: bytes) -> ErasureAnnouncement:
+    """Returns the announcement in a JSON text. Raises msgspec.DecodeError."""
+    return _erasure_decoder.decode(value)
 
 
 def encode_mark(mark: ErasureMark) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from datetime import date, datetime
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ _SINGLE = (DataKind.CURRENT_MASTERY, DataKind.ACTIVITY, DataKind.PREDICTION, Dat
 
 
 class RedisStudentRecords:
-    """Implements `StudentRecords` and `SuppressionReader`."""
+    """Implements `StudentRecords`."""
 
     def __init__(
         self,
@@ -83,13 +83,9 @@ class RedisStudentRecords:
         )
         return {kind: found[kind] for kind in DataKind if found.get(kind)}
 
-    async def mark_of(self, student: StudentKey) -> ErasureMark | None:
-        [value] = await self._run([("GET", keys.erased(student))])
-        return None if value is None else records.decode_mark(value)
-
-    async def erase_times(self, students: Sequence[StudentKey]) -> list[datetime | None]:
+    async def marks_of(self, students: Sequence[StudentKey]) -> list[ErasureMark | None]:
         replies = await self._run([("GET", keys.erased(student)) for student in students])
-        return [None if value is None else records.decode_mark(value).erase_time for value in replies]
+        return [None if value is None else records.decode_mark(value) for value in replies]
 
     async def erase(self, student: StudentKey, mark: ErasureMark) -> ErasureMark:
         its_keys = (
@@ -197,4 +193,6 @@ class RedisStudentRecords:
         }
         for kind, key in places.items():
             for each in lines.get(kind, ()):
+                if each.date is not None:
+                    continue  # a forecast that is kept with others of its day
                 yield key, bytes(each.value), each.expire_millis

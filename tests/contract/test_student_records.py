@@ -95,7 +95,7 @@ async def a_student(place: Place, key: StudentKey = STUDENT) -> None:
 
 async def test_nothing_is_held_of_one_who_is_not_known(place: Place) -> None:
     assert await place.records.held(STUDENT) == {}
-    assert await place.records.mark_of(STUDENT) is None
+    assert await place.records.marks_of([STUDENT]) == [None]
 
 
 async def test_what_is_held_is_told_by_kind(place: Place) -> None:
@@ -123,7 +123,7 @@ async def test_an_erased_student_is_gone_and_leaves_a_mark(place: Place, school_
     before = await place.everything(other)
     left = await place.records.erase(key, mark())
     assert (left.receipt_id, left.erase_time, left.rebuilds) == (RECEIPT, NOW, 1)
-    assert await place.records.mark_of(key) == left
+    assert await place.records.marks_of([key]) == [left]
     assert await place.records.held(key) == {}
     (loaded, *rest) = await place.everything(key)
     assert (loaded.state.event_count, loaded.processed, loaded.erase_time) == (0, {}, NOW)
@@ -187,10 +187,10 @@ async def test_a_mark_is_finished_unless_the_student_was_erased_again(place: Pla
     left = await place.records.erase(STUDENT, mark())
     done = replace(left, is_finished=True, counts={DataKind.EVENT: 3})
     await place.records.finish(STUDENT, done)
-    assert await place.records.mark_of(STUDENT) == done
+    assert await place.records.marks_of([STUDENT]) == [done]
     again = await place.records.erase(STUDENT, mark(ANOTHER))
     await place.records.finish(STUDENT, done)
-    assert await place.records.mark_of(STUDENT) == again
+    assert await place.records.marks_of([STUDENT]) == [again]
 
 
 async def test_the_first_record_that_asks_announces_an_erasure(place: Place) -> None:

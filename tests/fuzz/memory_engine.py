@@ -31,6 +31,7 @@ from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
 from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
 from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
 from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
 from tests.fuzz.messages import DONE, PENDING, SETTLER
 from tests.integration.serving import quiz_event
 
@@ -192,6 +193,7 @@ async def _stream_of(data: bytes) -> AsyncIterator[bytes]:
 
 def _services(settings: Settings) -> Services:
     repository = MemoryStudentRepository(clock=utc_now)
+    records = MemoryStudentRecords(repository)
     advice = MemoryAdviceStore(repository)
     batches = MemoryBatches(timer=time.monotonic)
     batches.feed.close()  # as the feed of masteries ends
@@ -215,11 +217,13 @@ def _services(settings: Settings) -> Services:
         "course_pulses": CachedCoursePulses(counted, capacity=10, lifetime=1.0, timer=time.monotonic),
         "outlooks": MemoryOutlookStore(repository),
         "advice": advice,
-        "issued": MemoryIssuedForecasts(),
+        "issued": MemoryIssuedForecasts(records),
+        "records": records,
         "audit": MemoryAuditStore(),
         "batches": batches,
         "batch_work": batches,
         "batch_feed": batches.feed,
+        "held_batches": batches,
     }
     # What no servicer needs is left out.
     stores: dict[str, Any] = {each.name: fakes.get(each.name) for each in fields(Storage)}

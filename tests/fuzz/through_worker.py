@@ -15,6 +15,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
+from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.assembly import kafka_access
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import LearningEvent
@@ -143,7 +144,9 @@ def sorted_out(records: Sequence[FuzzedRecord]) -> tuple[list[LearningEvent], li
     for record in records:
         message: Any = RecordInHand(record)
         try:
-            accepted.append(decode_request(message).event)
+            decoded = decode_request(message)
+            assert isinstance(decoded, Delivery), "nothing here announces an erasure"
+            accepted.append(decoded.event)
         except InvalidInput:
             refused.append(record)
     return accepted, refused

@@ -269,8 +269,20 @@ def everything_in(server: RedisServer) -> dict[str, Any]:
         for key in client.scan_iter(count=1000):
             if "course:{" in key or key.startswith(("audit:", "limit:")) or key.endswith(":audit"):
                 continue
-            held[key] = client.xrange(key) if client.type(key) == "stream" else client.get(key)
+            held[key] = value_of(client, key)
     return held
+
+
+def value_of(client: Any, key: str) -> Any:
+    """Returns what Redis holds under a key, of whatever type."""
+    read = {
+        "stream": client.xrange,
+        "string": client.get,
+        "set": client.smembers,
+        "hash": client.hgetall,
+        "zset": lambda key: sorted(client.zrange(key, 0, -1)),
+    }
+    return read[client.type(key)](key)
 
 
 def assert_folded(server: RedisServer, events: Iterable[LearningEvent]) -> None:

@@ -10,7 +10,12 @@ import grpc
 import pytest
 
 from mastery.v1 import batch_service_pb2 as pb
-from mastery.v1 import compliance_service_pb2, mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
+from mastery.v1 import (
+    compliance_service_pb2,
+    mastery_service_pb2,
+    prediction_service_pb2,
+    recommendation_service_pb2,
+)
 from mastery.v1.batch_service_pb2_grpc import BatchServiceStub
 from mastery.v1.mastery_service_pb2_grpc import MasteryServiceStub
 from mastery.v1.prediction_service_pb2_grpc import PredictionServiceStub
@@ -463,7 +468,9 @@ async def test_an_erased_student_leaves_no_trace_in_batches(redis_url: str, redi
         waiting = await service(engine).submit(items, PREDICT)
     async with running_engine(redis_url) as engine:
         caller = service(engine)
-        done = [await caller.submit(items, operation) for operation in (CALCULATE, RECALCULATE, PREDICT, RECOMMEND)]
+        done = [
+            await caller.submit(items, operation) for operation in (CALCULATE, RECALCULATE, PREDICT, RECOMMEND)
+        ]
         for batch in (waiting, *done):
             await caller.ended(batch.batch_id)
     async with running_engine(redis_url, batch_chunks_at_once=0) as engine:

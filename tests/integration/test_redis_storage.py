@@ -553,6 +553,18 @@ async def test_a_cluster_that_cannot_be_reached_at_first_is_unavailable() -> Non
 # --- size -------------------------------------------------------------------------------------------------
 
 
+async def test_more_calls_at_once_than_connections_wait_for_one(redis_url: str) -> None:
+    client = connect(redis_url, timeout=10, max_connections=4)
+    repository = RedisStudentRepository(client, retention=Retention())
+    await asyncio.gather(
+        *(apply(repository, quiz(number=number, of=student(f"s{number}"))) for number in range(200))
+    )
+    found = await asyncio.gather(*(mastery_in(repository, student(f"s{number}")) for number in range(200)))
+    assert all(mastery is not None for mastery in found)
+    assert int((await client.info("clients"))["connected_clients"]) <= 4 + 1
+    await client.aclose()
+
+
 async def test_memory_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     students, events_each = 200, 50
     with standalone() as server, server.client() as stored:

@@ -192,7 +192,7 @@ async def test_of_two_forecasts_on_one_day_the_later_one_counts(platform: Platfo
 
 
 async def test_a_storage_that_is_away_does_not_fail_the_prediction(platform: Platform) -> None:
-    async def away(due: object) -> None:
+    async def away(due: object, *, issued_time: datetime) -> None:
         raise StorageUnavailable("redis: away")
 
     platform.store.store = away  # type: ignore[method-assign]
@@ -323,7 +323,7 @@ async def test_a_day_of_which_nobody_is_known_any_more_is_done_with(platform: Pl
     await platform.issue()
     due = await platform.store.load_due(day(TARGET))
     await platform.store.finish(DayScore(day=day(TARGET), total=Tally(count=1), by_issuer=()))
-    await platform.store.store({day(TARGET): {student("erased"): next(iter(due.values()))}})
+    await platform.store.store({day(TARGET): {student("erased"): next(iter(due.values()))}}, issued_time=at())
     platform.now = at(VERIFIED)
     await platform.verify()
     assert (await platform.tally()).count == 0

@@ -4,6 +4,7 @@ import asyncio
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -71,6 +72,7 @@ def request_for(
         message.event.CopyFrom(event)
     if "items" in names:
         message.items.add(student_id=student_id)
+        message.request_id = str(uuid5(NAMESPACE_OID, f"{student_id}/{school_id}/{number}"))
     if "batch_id" in names:
         message.batch_id = event_id(number)
     if "student_id" in names:

@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AUDITED := $(VENV)/.audit
+DEPLOYABLE := $(VENV)/.deploy
 
 .DEFAULT_GOAL := help
 
@@ -58,6 +59,22 @@ lint-protos: $(READY)  ## Check the contract's style
 .PHONY: breaking
 breaking: $(READY)  ## Check that the contract breaks nobody, against main
 	@$(BIN)/python hatch_build.py breaking
+
+.PHONY: descriptors
+descriptors: $(READY)  ## Write the contract as one descriptor set, for `grpcurl -protoset`
+	@$(BIN)/python hatch_build.py descriptors
+
+$(DEPLOYABLE): $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy]'
+	@touch $@
+
+.PHONY: chart
+chart: $(DEPLOYABLE)  ## Write what the chart says of values and settings anew, from values.yaml and settings.py
+	@$(BIN)/python -m tests.deploy.chart_documents
+
+.PHONY: deploy-check
+deploy-check: $(DEPLOYABLE)  ## Check chart, image and compose file with the tools that .ci/run installs; as root
+	@$(BIN)/pytest -q -s tests/deploy
 
 .PHONY: bench
 bench: $(READY)  ## Measure: calls against a bare handler, ingest against a loop without logic

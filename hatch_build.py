@@ -3,6 +3,7 @@
     python hatch_build.py            make `stubs/` anew
     python hatch_build.py lint       judge the protos by `protos/buf.yaml`
     python hatch_build.py breaking   compare them with those of the branch main
+    python hatch_build.py descriptors    make dist/mastery-v1.protoset, for callers of servers without reflection
 
 Building a wheel makes the stubs too and packs them. No schema registry is asked: the protos of others come
 with the packages that the build requires.
@@ -79,6 +80,17 @@ def image(protos: Path, file: Path) -> None:
     """Writes the compiled protos, with comments and with all they import, for buf to read."""
     sources = _sources(protos)
     _protoc(protos, f"--descriptor_set_out={file}", "--include_imports", "--include_source_info", *sources)
+
+
+def descriptors(protos: Path, file: Path) -> None:
+    """Writes the compiled protos and health, with all they import: what `grpcurl -protoset` takes."""
+    from grpc_health.v1 import health_pb2  # no build needs it: it comes with the server
+
+    file.parent.mkdir(exist_ok=True)
+    image(protos, file)
+    compiled = descriptor_pb2.FileDescriptorSet.FromString(file.read_bytes())
+    health_pb2.DESCRIPTOR.CopyToProto(compiled.file.add())
+    file.write_bytes(compiled.SerializeToString())
 
 
 def lint() -> int:
@@ -167,6 +179,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case []:
             generate(ROOT / "protos", ROOT / "stubs")
+        case ["descriptors"]:
+            descriptors(ROOT / "protos", ROOT / "dist" / "mastery-v1.protoset")
         case ["lint"]:
             sys.exit(lint())
         case ["breaking"]:

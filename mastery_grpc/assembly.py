@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.descriptor import ServiceDescriptor
 
 from mastery.v1 import (
+    analytics_service_pb2,
     batch_service_pb2,
     compliance_service_pb2,
     mastery_service_pb2,
@@ -25,12 +26,18 @@ from mastery_grpc.application.batch_operations import BatchOperations
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
+from mastery_grpc.application.cohort_members import CohortMembers
+from mastery_grpc.application.cohort_memberships import CohortMemberships
+from mastery_grpc.application.compare_cohorts import CompareCohorts
 from mastery_grpc.application.course_pulse import CountCourses
 from mastery_grpc.application.erase_student import EraseStudent
 from mastery_grpc.application.export_student import ExportStudent
 from mastery_grpc.application.follow_batch import FollowBatch
+from mastery_grpc.application.forget_overdue import ForgetOverdue
+from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
+from mastery_grpc.application.read_history import ReadHistory
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.rebuild_students import RebuildStudents
 from mastery_grpc.application.recommend import Recommend
@@ -47,8 +54,9 @@ from mastery_grpc.domain.forecasting.pooled import read_forecaster, shipped_fore
 from mastery_grpc.domain.forecasting.watched import WatchedForecaster
 from mastery_grpc.domain.intervention import reasons_for
 from mastery_grpc.domain.patterns import detect_patterns
-from mastery_grpc.ingest.topics import KafkaAccess, Topics
+from mastery_grpc.ingest.topics import KafkaAccess, Topics, TopicTerms
 from mastery_grpc.rpc.access import AccessRule
+from mastery_grpc.rpc.analytics_servicer import AnalyticsServicer
 from mastery_grpc.rpc.batch_servicer import BatchServicer
 from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
@@ -69,30 +77,36 @@ from mastery_grpc.storage.redis_advice import RedisAdviceStore
 from mastery_grpc.storage.redis_audit_log import RedisAuditStore
 from mastery_grpc.storage.redis_batch_work import RedisBatchWork
 from mastery_grpc.storage.redis_batches import RedisBatchStore
+from mastery_grpc.storage.redis_cohorts import RedisCohortStore
 from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
+from mastery_grpc.storage.redis_figures import RedisFigures
 from mastery_grpc.storage.redis_held_batches import RedisHeldBatches
 from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from mastery_grpc.storage.redis_student_records import RedisStudentRecords
+from mastery_grpc.storage.redis_upkeep import RedisUpkeepClaims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.audit_store import AuditStore
     from mastery_grpc.application.batch_store import BatchFeed, BatchStore
+    from mastery_grpc.application.event_observer import EventObserver
     from mastery_grpc.application.held_data import HeldData
     from mastery_grpc.application.rate_limits import Quotas
     from mastery_grpc.domain.errors import Unavailable
     from mastery_grpc.domain.forecasting.forecast import Forecaster
     from mastery_grpc.ingest.request_log import KafkaRequestLog
+    from mastery_grpc.storage.command_observer import CommandObserver
 
 COUNTING_INTERVAL = 5.0
 """Seconds between two writes of what courses did; a crash loses so much of it."""
 COURSE_PULSE_LIFETIME = 60.0
 COURSE_PULSE_CAPACITY = 1000
 TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
+ANALYTICS_SERVICE = analytics_service_pb2.DESCRIPTOR.services_by_name["AnalyticsService"]
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 BATCH_SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"]
@@ -117,6 +131,15 @@ def kafka_access(settings: Settings) -> KafkaAccess:
             dead_letters=settings.kafka_dlq_topic,
         ),
         properties=settings.kafka_properties,
+    )
+
+
+def topic_terms(settings: Settings) -> TopicTerms:
+    """Returns how the topics are to be laid out."""
+    return TopicTerms(
+        partitions=settings.kafka_partitions,
+        dead_letter_partitions=settings.kafka_dlq_partitions,
+        replication_factor=settings.kafka_replication_factor,
     )
 
 
@@ -149,6 +172,9 @@ class Storage:
     outlooks: RedisOutlookStore
     advice: RedisAdviceStore
     issued: RedisIssuedForecasts
+    cohorts: RedisCohortStore
+    manage_cohorts: ManageCohorts
+    figures: RedisFigures
     audit: RedisAuditStore
     quotas: RedisQuotas
     batches: RedisBatchStore
@@ -156,21 +182,25 @@ class Storage:
     batch_feed: RedisBatchFeed
     held_batches: RedisHeldBatches
     records: RedisStudentRecords
+    claims: RedisUpkeepClaims
 
     @property
     def elsewhere(self) -> tuple[HeldData, ...]:
         """Whoever holds data about students outside of their own keys."""
-        return (self.issued, self.held_batches)
+        return (self.issued, CohortMemberships(self.cohorts, self.manage_cohorts), self.held_batches)
 
 
 @asynccontextmanager
-async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> AsyncIterator[Storage]:
+async def opened_storage(
+    settings: Settings, breaker: CircuitBreaker | None, observer: CommandObserver | None = None
+) -> AsyncIterator[Storage]:
     """Yields the storage; nothing is asked of Redis yet. Raises SettingsError for an address that is none."""
     try:
         client = connect(
             settings.redis_url,
             timeout=settings.redis_timeout,
             max_connections=settings.redis_max_connections,
+            observer=observer,
         )
     except ValueError as error:
         raise SettingsError(f"{PREFIX}REDIS_URL: {error}") from None
@@ -206,11 +236,14 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
         feed = RedisMasteryFeed(client, cache=reader)
         outlooks = RedisOutlookStore(client, lifetime=retention.prediction, breaker=breaker)
         issued = RedisIssuedForecasts(client, retention=retention, clock=utc_now, breaker=breaker)
+        cohorts = RedisCohortStore(client, retention=retention, replicas=replicas, breaker=breaker)
+        figures = RedisFigures(client, breaker=breaker)
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
         batches = RedisBatchStore(client, lifetime=retention.batches, replicas=replicas, breaker=breaker)
         records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
+        manage_cohorts = ManageCohorts(cohorts, CohortMembers(repository), records, clock=utc_now)
         yield Storage(
             repository,
             apply,
@@ -221,6 +254,9 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             outlooks,
             advice,
             issued,
+            cohorts,
+            manage_cohorts,
+            figures,
             audit,
             quotas,
             batches,
@@ -228,6 +264,7 @@ async def opened_storage(settings: Settings, breaker: CircuitBreaker | None) -> 
             RedisBatchFeed(client),
             RedisHeldBatches(client, clock=utc_now, breaker=breaker),
             records,
+            RedisUpkeepClaims(client),
         )
     finally:
         await client.aclose()
@@ -239,18 +276,25 @@ class Services:
 
     servicers: dict[ServiceDescriptor, object]
     forecaster: WatchedForecaster
+    predict: PredictMastery
     verify: VerifyForecasts
     audit: AuditLog
     work_batches: WorkBatches
+    forget: ForgetOverdue
 
 
-def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestLog | None) -> Services:
+def services_of(
+    settings: Settings,
+    storage: Storage,
+    request_log: KafkaRequestLog | None,
+    observer: EventObserver | None = None,
+) -> Services:
     """Returns the services on a storage; without a request log, events are applied but not published."""
     rules, terms = settings.scoring_rules(), settings.forecast_terms()
     forecaster = WatchedForecaster(
         forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
     )
-    accept = AcceptEvents(storage.apply, request_log, clock=utc_now)
+    accept = AcceptEvents(storage.apply, request_log, clock=utc_now, observer=observer)
     calculate = CalculateMastery(
         accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
     )
@@ -321,9 +365,22 @@ def services_of(settings: Settings, storage: Storage, request_log: KafkaRequestL
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
         BATCH_SERVICE: batch_servicer_of(settings, storage.batches, storage.batch_feed),
+        ANALYTICS_SERVICE: AnalyticsServicer(
+            history=ReadHistory(storage.repository, clock=utc_now),
+            cohorts=storage.manage_cohorts,
+            compare=CompareCohorts(storage.cohorts, CohortMembers(storage.repository), storage.figures),
+        ),
         COMPLIANCE_SERVICE: compliance,
     }
-    return Services(servicers, forecaster, verify, audit, work_batches)
+    forget = ForgetOverdue(
+        storage.repository,
+        storage.advice,
+        storage.claims,
+        rules=rules,
+        log_retention=settings.retention().event_log,
+        clock=utc_now,
+    )
+    return Services(servicers, forecaster, predict, verify, audit, work_batches, forget)
 
 
 def batch_servicer_of(settings: Settings, store: BatchStore, feed: BatchFeed) -> BatchServicer:

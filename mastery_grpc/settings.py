@@ -53,7 +53,7 @@ Days = Annotated[int, Field(ge=1, le=3650)]
 class Settings(BaseSettings):
     """Everything that an operator may set. The variable of `redis_url` is `MASTERY_REDIS_URL`, and so on."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_by_name=True)
 
     redis_url: Annotated[str, AfterValidator(_known_scheme)] = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://`, `unix://`, `redis+cluster://`, or `redis+sentinel://host:port,host:port/service`."""
@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     kafka_requests_topic: str = "mastery.requests"
     kafka_results_topic: str = "mastery.results"
     kafka_dlq_topic: str = "mastery.dlq"
+    kafka_partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
+    """Of the requests and of the results: so many workers can share the work."""
+    kafka_dlq_partitions: Annotated[int, Field(ge=1, le=10_000)] = 3
+    kafka_replication_factor: Annotated[int, Field(ge=0, le=32_767)] = 0
+    """How many brokers hold each partition of the topics that we create; 0: as the broker has it."""
     kafka_properties: dict[str, Any] = {}
     """Further librdkafka properties as JSON, such as {"security.protocol": "SASL_SSL"}."""
     kafka_transactions: bool = True
@@ -121,7 +126,22 @@ class Settings(BaseSettings):
     """Chunks of batches that each server process works on at a time; 0: it leaves them to others."""
 
     metrics_port: Port = 9464
-    """Where the server shows its metrics to Prometheus. Several processes take the ports from this one on."""
+    """Where server and worker show their metrics to Prometheus. Several server processes take the ports from this
+    one on."""
+
+    # The SDK of OpenTelemetry reads its variables itself. These few tell whether there is anybody to send to.
+    otel_exporter_otlp_endpoint: Annotated[str, Field(validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")] = ""
+    otel_exporter_otlp_traces_endpoint: Annotated[
+        str, Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    ] = ""
+    otel_exporter_otlp_metrics_endpoint: Annotated[
+        str, Field(validation_alias="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+    ] = ""
+    otel_exporter_otlp_protocol: Annotated[str, Field(validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL")] = "grpc"
+    otel_traces_exporter: Annotated[str, Field(validation_alias="OTEL_TRACES_EXPORTER")] = ""
+    otel_metrics_exporter: Annotated[str, Field(validation_alias="OTEL_METRICS_EXPORTER")] = ""
+    otel_traces_sampler: Annotated[str, Field(validation_alias="OTEL_TRACES_SAMPLER")] = ""
+    otel_sdk_disabled: Annotated[bool, Field(validation_alias="OTEL_SDK_DISABLED")] = False
 
     breaker_failures: Annotated[int, Field(ge=1)] = 5
     """So many failures of Redis, or of Kafka, in a row, and the server answers UNAVAILABLE at once."""
@@ -265,6 +285,20 @@ class Settings(BaseSettings):
             audit=timedelta(days=self.audit_retention_days),
             erasure_mark=timedelta(days=self.retention_erasure_mark_days),
         )
+
+    def sends_metrics(self) -> bool:
+        """Returns whether metrics go out by OTLP. Raises SettingsError for a protocol that is not spoken."""
+        return self._sends(self.otel_metrics_exporter, self.otel_exporter_otlp_metrics_endpoint)
+
+    def sends_traces(self) -> bool:
+        """Returns whether traces are kept, and go out by OTLP. Raises SettingsError as `sends_metrics` does."""
+        return self._sends(self.otel_traces_exporter, self.otel_exporter_otlp_traces_endpoint)
+
+    def _sends(self, exporter: str, endpoint: str) -> bool:
+        wanted = exporter == "otlp" or bool(not exporter and (endpoint or self.otel_exporter_otlp_endpoint))
+        if wanted and self.otel_exporter_otlp_protocol != "grpc":
+            raise SettingsError("OTEL_EXPORTER_OTLP_PROTOCOL: only grpc is spoken")
+        return wanted and not self.otel_sdk_disabled
 
     def call_limits(self) -> CallLimits:
         """Returns how many calls callers may make, and how many streams they may hold."""

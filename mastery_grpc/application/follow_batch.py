@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import numpy as np
+
 from mastery_grpc.application.batch_store import ItemResult
+from mastery_grpc.domain.analytics.samples import SampleStatistics, describe
 from mastery_grpc.domain.errors import InvalidPageToken
-from mastery_grpc.domain.sample import SampleStatistics, statistics_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -60,7 +62,8 @@ class FollowBatch:
             place = end
         page = found[:size]
         token = _token(key, found[size].index) if len(found) > size else ""
-        return ResultsPage(page, statistics_of(await self._store.load_scores(key)), token)
+        scores = np.array(await self._store.load_scores(key))
+        return ResultsPage(page, describe(scores), token)
 
     async def watch(self, key: BatchKey) -> AsyncIterator[Batch]:
         """Yields how far a batch is, now and after every change, until it has ended.

@@ -149,6 +149,8 @@ class StudentRewrite:
     mastery: Mastery
     snapshots: Mapping[date, Mastery]
     """Of the days that differ."""
+    forgotten: Sequence[str] = ()
+    """Ids of log entries that `base` replaces."""
 
 
 class StudentRepository(Protocol):
@@ -208,6 +210,9 @@ class StudentRepository(Protocol):
         One who is new while this goes on may come or not. Those of one school cost what they are; all of them, a
         walk over every key.
         """
+
+    async def forget_days(self, students: Sequence[StudentKey], *, now: datetime) -> None:
+        """Forgets on which days there were snapshots that have expired."""
 
     async def strike_off(self, students: Sequence[StudentKey]) -> None:
         """Takes those students off the list of their school of whom nothing is stored."""

@@ -88,6 +88,9 @@ class AdviceStore(Protocol):
         who is not there, or was erased since.
         """
 
+    async def forget_feedback(self, students: Sequence[StudentKey], *, now: datetime) -> None:
+        """Forgets the feedback of these students that has had its time."""
+
     async def keep_path(self, student: StudentKey, kept: KeptPath) -> None:
         """Stores a path instead of what is there, unless the student has moved on since it was made."""
 

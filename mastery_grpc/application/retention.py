@@ -32,6 +32,8 @@ class Retention:
     feedback: timedelta = FEEDBACK_LIFETIME
     feedback_requests: timedelta = timedelta(days=7)
     """How long a repeated request to record feedback is known for one."""
+    cohort_requests: timedelta = timedelta(days=7)
+    """How long a repeated request to change a cohort is known for one."""
     batches: timedelta = timedelta(days=7)
     audit: timedelta = timedelta(days=365)
     erasure_mark: timedelta = timedelta(days=37)

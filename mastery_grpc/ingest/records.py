@@ -31,6 +31,10 @@ PRODUCED_TIME = "produced-time"
 ORIGINAL_TIMESTAMP = "dlq-original-timestamp"
 """Header: the time of a record that was refused and is here again."""
 
+TRACE_HEADERS = ("traceparent", "tracestate")
+LONGEST_TRACE_HEADER = 512
+"""Bytes that everybody must pass on; what is longer is no context."""
+
 _encode = msgspec.json.Encoder().encode
 _erasure_decoder = msgspec.json.Decoder(ErasureAnnouncement)
 
@@ -101,14 +105,23 @@ def _decode_protobuf(value: bytes) -> LearningEvent:
         raise InvalidInput.of("value", "is not a serialized mastery.v1.LearningEvent") from None
 
 
-def result_record(result: Result | DataErased, topics: Topics) -> OutgoingRecord:
+def result_record(result: Result | DataErased, topics: Topics, trace_headers: Headers) -> OutgoingRecord:
     """Returns the record of a result, keyed by student, so that a student's results stay in order."""
     return OutgoingRecord(
         topics.results,
         result.student_id.encode(),
         _encode(result),
-        [("event-type", result.event_type.encode()), ("content-type", JSON)],
+        [("event-type", result.event_type.encode()), ("content-type", JSON), *trace_headers],
     )
+
+
+def trace_headers_of(message: Message) -> Headers:
+    """Returns the headers of W3C Trace Context, as they came: what a record leads to belongs to its trace."""
+    return [
+        (name, value)
+        for name, value in headers_of(message)
+        if name in TRACE_HEADERS and value is not None and len(value) <= LONGEST_TRACE_HEADER
+    ]
 
 
 def headers_of(message: Message) -> Headers:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from mastery.v1 import batch_service_pb2 as pb
 from mastery_grpc.application.submit_batch import Submission
 from mastery_grpc.domain.batch import BatchKey
+from mastery_grpc.rpc.convert_analytics import statistics_to_proto
 from mastery_grpc.rpc.convert_batch import (
     batch_to_proto,
     item_from_proto,
     operation_from_proto,
     priority_from_proto,
     result_to_proto,
-    statistics_to_proto,
 )
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.duration_pb2 import Duration
 
 from mastery.v1 import batch_service_pb2 as pb
-from mastery.v1 import mastery_pb2, mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
+from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
 from mastery_grpc.application.batch_store import BatchItem, ItemForecast
 from mastery_grpc.application.event_protobuf import components_from_proto, rule_violations
 from mastery_grpc.domain.batch import BatchOperation, BatchPriority, BatchState
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from mastery_grpc.application.batch_store import ItemResult
     from mastery_grpc.domain.batch import Batch
-    from mastery_grpc.domain.sample import SampleStatistics
 
 _OPERATIONS = {each: pb.BatchOperation.Value(f"BATCH_OPERATION_{each.name}") for each in BatchOperation}
 _OPERATION_OF = {number: operation for operation, number in _OPERATIONS.items()}
@@ -119,17 +118,3 @@ def result_to_proto(result: ItemResult) -> pb.BatchResult:
             listed = pb.RecommendationList(recommendations=map(recommendation_to_proto, advice))
             message.recommendations.CopyFrom(listed)
     return message
-
-
-def statistics_to_proto(statistics: SampleStatistics) -> mastery_pb2.SampleStatistics:
-    """Returns what describes a sample as the contract shapes it."""
-    return mastery_pb2.SampleStatistics(
-        count=statistics.count,
-        mean=statistics.mean,
-        median=statistics.median,
-        standard_deviation=statistics.standard_deviation,
-        minimum=statistics.minimum,
-        maximum=statistics.maximum,
-        lower_quartile=statistics.lower_quartile,
-        upper_quartile=statistics.upper_quartile,
-    )

@@ -1,7 +1,7 @@
 """What happens around every handler; composed once per method, when the server is built.
 
-In order: authentication, rate limit, parsing, access, validation, deadline, the handler, serializing, audit; and
-whatever is raised on the way becomes a status here and nowhere else.
+In order: observation, authentication, rate limit, parsing, access, validation, deadline, the handler, serializing,
+audit; and whatever is raised on the way becomes a status here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
+import structlog
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
@@ -20,6 +21,7 @@ from mastery_grpc.application.audit_log import AuditedCall
 from mastery_grpc.application.event_protobuf import rule_violations
 from mastery_grpc.domain.errors import InvalidInput, SlowReader, StorageUnavailable
 from mastery_grpc.rpc.access import AccessRule, Call
+from mastery_grpc.rpc.observation import Unobserved, observed
 from mastery_grpc.rpc.status import status_of
 from mastery_grpc.rpc.subjects import names_subjects, subjects_of
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from mastery_grpc.application.callers import CallClass, Caller
     from mastery_grpc.domain.events import StudentKey
+    from mastery_grpc.rpc.observation import CallObserver
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -79,6 +82,7 @@ class CallPipeline:
         clock: Callable[[], datetime],
         default_timeout: float,
         slow_reader_timeout: float,
+        observer: CallObserver | None = None,
     ) -> None:
         """`default_timeout` (seconds) bounds the unary calls of clients that set no deadline. A stream whose
         reader takes no message for `slow_reader_timeout` (seconds) is ended."""
@@ -88,6 +92,7 @@ class CallPipeline:
         self._clock = clock
         self._default_timeout = default_timeout
         self._slow_reader_timeout = slow_reader_timeout
+        self._observer = observer or Unobserved()
 
     def compose(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Returns the handlers of a service, whose methods `servicer` has under the same names.
@@ -103,13 +108,14 @@ class CallPipeline:
     # is the caller's INVALID_ARGUMENT and not the server's INTERNAL.
     def _handler(self, method: MethodDescriptor, handler: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
         stage = _Stage(method, self._authenticator, self._limiter, self._audit, self._clock)
+        observer = self._observer.of_method(stage.rule.method)
         if method.client_streaming and method.server_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._bidirectional(stage, handler))
+            return grpc.stream_stream_rpc_method_handler(observed(self._bidirectional(stage, handler), observer))
         if method.client_streaming:
             raise ValueError(f"{method.full_name}: client streaming is not offered")
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._server_streaming(stage, handler))
-        return grpc.unary_unary_rpc_method_handler(self._unary(stage, handler))
+            return grpc.unary_stream_rpc_method_handler(observed(self._server_streaming(stage, handler), observer))
+        return grpc.unary_unary_rpc_method_handler(observed(self._unary(stage, handler), observer))
 
     def _unary(self, stage: _Stage, handler: Callable[..., Any]) -> Callable[..., Any]:
         default_timeout = self._default_timeout
@@ -203,6 +209,7 @@ class _Visit:
         self._school_id = ""
         self._students: dict[StudentKey, None] = {}
         context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
+        structlog.contextvars.bind_contextvars(request_id=self._request_id, rpc_method=stage.rule.method)
 
     async def admit(self, data: bytes) -> tuple[Message, Call]:
         """Returns the request and the call, both found to be good."""

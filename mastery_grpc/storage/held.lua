@@ -8,12 +8,8 @@
 --
 -- The snapshots' and records' keys are not declared, for the reason that `erase.lua` gives.
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
 local function end_of(key)
-  local left = redis.call('PTTL', key)
-  return left < 0 and 0 or now + left
+  return math.max(0, redis.call('PEXPIRETIME', key))
 end
 
 local function value(key)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mastery_grpc.application.callers import CallClass, Caller
     from mastery_grpc.application.ports import CourseKey
     from mastery_grpc.domain.batch import BatchKey, BatchPriority
+    from mastery_grpc.domain.cohorts import CohortKey
 
 ANNOUNCEMENTS = "mastery:announcements"
 """The channel on which every committed mastery is published, as its JSON."""
@@ -145,6 +146,26 @@ def course_write(course: CourseKey, token: str) -> str:
     return f"{_course(course)}:written:{token}"
 
 
+def cohort(its: CohortKey) -> str:
+    """Returns the key of a cohort but for its members; its keys share a slot."""
+    return f"{_cohort(its)}:profile"
+
+
+def cohort_members(its: CohortKey) -> str:
+    """Returns the key of the set of students listed in a cohort."""
+    return f"{_cohort(its)}:members"
+
+
+def cohort_requests(its: CohortKey) -> str:
+    """Returns the key of the requests to change a cohort that were carried out lately."""
+    return f"{_cohort(its)}:requests"
+
+
+def cohort_index(school_id: str) -> str:
+    """Returns the key of the ids of the cohorts of a school, in order; some may be gone."""
+    return f"{_school(school_id)}cohort:index"
+
+
 def audit_log(school_id: str) -> str:
     """Returns the key of the audit log of a school; its keys share a slot."""
     return f"{_audit(school_id)}:log"
@@ -164,6 +185,11 @@ AUDIT_SCHOOLS = "audit:schools"
 """The key of the set of schools that have an audit log."""
 AUDIT_UPKEEP = "audit:upkeep"
 """The key by which one process tells the others that it does the upkeep of the audit logs."""
+
+
+def upkeep(work: str) -> str:
+    """Returns the key by which one process tells the others that it does some upkeep."""
+    return f"upkeep:{work}"
 
 
 def quota(caller: Caller, call_class: CallClass) -> str:
@@ -222,6 +248,10 @@ def _batch(batch: BatchKey) -> str:
 def _audit(school_id: str) -> str:
     # No id of a school has a dot; empty braces would give each key a slot of its own.
     return f"audit:{{{school_id or '.default'}}}"
+
+
+def _cohort(its: CohortKey) -> str:
+    return f"{_school(its.school_id)}cohort:{{{its.cohort_id}}}"
 
 
 def _course(course: CourseKey) -> str:

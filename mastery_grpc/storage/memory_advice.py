@@ -57,6 +57,9 @@ class MemoryAdviceStore:
         self._paths.pop(student, None)
         return feedback.create_time
 
+    async def forget_feedback(self, students: Sequence[StudentKey], *, now: datetime) -> None:
+        return None
+
     async def keep_path(self, student: StudentKey, kept: KeptPath) -> None:
         [stored] = await self._repository.load_masteries({student: ()})
         if stored.revision == kept.terms.revision:

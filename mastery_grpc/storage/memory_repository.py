@@ -94,6 +94,9 @@ class MemoryStudentRepository:
         if found := [student for student in self.changes if school_id in (None, student.school_id)]:
             yield found
 
+    async def forget_days(self, students: Sequence[StudentKey], *, now: datetime) -> None:
+        return None
+
     async def strike_off(self, students: Sequence[StudentKey]) -> None:
         return None
 
@@ -168,6 +171,7 @@ class MemoryStudentRepository:
             snapshots=rewrite.snapshots,
             applied=(),
         )
+        self.logs[student] = [logged for logged in self.logs[student] if logged.entry_id not in rewrite.forgotten]
         for day, mastery in rewrite.snapshots.items():
             self.snapshots[student, day] = mastery
         self._announce(rewrite.mastery)

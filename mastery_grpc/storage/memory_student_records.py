@@ -11,7 +11,7 @@ from mastery_grpc.application.event_json import decode_event, encode_event
 from mastery_grpc.application.ports import LoggedEvent, StudentChange
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.storage import records
-from mastery_grpc.storage.record_lines import check_owner, line, read_lines
+from mastery_grpc.storage.record_lines import OWN_KINDS, check_owner, line, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +89,7 @@ class MemoryStudentRecords:
         return mark if mark.origin == origin else None
 
     async def restore(self, student: StudentKey, records_: Mapping[DataKind, Sequence[bytes]]) -> bool:
-        lines = {kind: read_lines(texts) for kind, texts in records_.items()}
+        lines = {kind: read_lines(texts) for kind, texts in records_.items() if kind in OWN_KINDS}
         if len(lines.get(DataKind.CURRENT_MASTERY, ())) != 1:
             raise InvalidInput.of("current_mastery", "must be there once")
         [current], events = lines[DataKind.CURRENT_MASTERY], lines.get(DataKind.EVENT, [])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mastery_grpc.application.data_kinds import DataKind
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.verification import IssuedForecast
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 
     from mastery_grpc.domain.events import StudentKey
 
+OWN_KINDS = frozenset(
+    {
+        DataKind.CURRENT_MASTERY,
+        DataKind.SNAPSHOT,
+        DataKind.EVENT,
+        DataKind.PROCESSING_RECORD,
+        DataKind.ACTIVITY,
+        DataKind.PREDICTION,
+        DataKind.LEARNING_PATH,
+        DataKind.FEEDBACK,
+    }
+)
+"""The kinds of what is kept under a student's own keys."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 

@@ -98,6 +98,18 @@ class RedisAdviceStore:
             raise StudentNotFound(student.student_id)
         return _EPOCH + int(recorded) * _MICROSECOND
 
+    async def forget_feedback(self, students: Sequence[StudentKey], *, now: datetime) -> None:
+        oldest = now - timedelta(seconds=self._feedback_lifetime)
+        replies = await self._run([("HGETALL", keys.feedback(student)) for student in students])
+        await self._run(
+            [
+                ("HDEL", keys.feedback(student), f"{each.recommendation_id}:{each.verdict}")
+                for student, reply in zip(students, replies, strict=True)
+                for each in decode_feedback(reply).feedback
+                if each.create_time < oldest
+            ]
+        )
+
     async def keep_path(self, student: StudentKey, kept: KeptPath) -> None:
         revision = records.revision_text(kept.terms.revision)
         its_keys = keys.current_mastery(student), keys.path(student)

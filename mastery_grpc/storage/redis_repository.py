@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext, suppress
-from datetime import date
+from datetime import date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,10 @@ class RedisStudentRepository:
         if portion:
             yield portion
 
+    async def forget_days(self, students: Sequence[StudentKey], *, now: datetime) -> None:
+        oldest = now.timestamp() - self._snapshot_lifetime
+        await self._run([("ZREMRANGEBYSCORE", keys.snapshot_days(each), "-inf", oldest) for each in students])
+
     async def strike_off(self, students: Sequence[StudentKey]) -> None:
         await self._run([("SREM", keys.school_students(each.school_id), each.student_id) for each in students])
         # He may have come back in between; whoever brings him lists him again after this at the latest.
@@ -271,6 +275,7 @@ class RedisStudentRepository:
             keys.path(student),
             keys.erased(student),
             keys.snapshot_days(student),
+            keys.event_log(student),
         ]
         arguments: list[Any] = [
             records.revision_text(rewrite.expected),
@@ -279,11 +284,12 @@ class RedisStudentRepository:
             keys.ANNOUNCEMENTS,
             mastery_json,
             self._snapshot_lifetime,
+            len(rewrite.snapshots),
         ]
         for day, mastery in rewrite.snapshots.items():
             script_keys += keys.day_keys(student, day)
             arguments += *records.day_values(mastery, records.encode_mastery(mastery)), day.isoformat()
-        return [len(script_keys), *script_keys, *arguments]
+        return [len(script_keys), *script_keys, *arguments, *rewrite.forgotten]
 
 
 def _readable(entries: Any) -> Iterator[LoggedEvent]:

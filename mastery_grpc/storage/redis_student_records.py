@@ -13,7 +13,7 @@ from mastery_grpc.application.erasure_mark import announcement_of
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import Replicas, run_guarded
-from mastery_grpc.storage.record_lines import check_owner, line, read_lines
+from mastery_grpc.storage.record_lines import OWN_KINDS, check_owner, line, read_lines
 from mastery_grpc.storage.script import Script
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class RedisStudentRecords:
         return mark if mark.origin == origin else None
 
     async def restore(self, student: StudentKey, records_: Mapping[DataKind, Sequence[bytes]]) -> bool:
-        lines = {kind: read_lines(texts) for kind, texts in records_.items()}
+        lines = {kind: read_lines(texts) for kind, texts in records_.items() if kind in OWN_KINDS}
         if len(lines.get(DataKind.CURRENT_MASTERY, ())) != 1:
             raise InvalidInput.of("current_mastery", "must be there once")
         [current] = lines[DataKind.CURRENT_MASTERY]

@@ -6,6 +6,7 @@ The hooks are put around the product's classes here, in this process; the produc
 import argparse
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from mastery_grpc.app import serve
 from mastery_grpc.application.batch_operations import BatchOperations
 from mastery_grpc.application.ports import StudentChange
-from mastery_grpc.commands.process import log_json, run_async
+from mastery_grpc.commands.process import run_async
 from mastery_grpc.settings import read_settings
 from mastery_grpc.storage.redis_batch_work import RedisBatchWork
 from mastery_grpc.storage.redis_batches import RedisBatchStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
+from mastery_grpc.telemetry.logs import configure_logs
 
 
 class BatchStep(StrEnum):
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--stop", action="store_true", help="SIGSTOP instead of SIGKILL")
     options = parser.parse_args()
     lay_hooks(BatchFate(options.step, options.nth, signal.SIGSTOP if options.stop else signal.SIGKILL))
-    log_json()
+    configure_logs(sys.stderr)
     run_async(serve(read_settings()))
 
 

@@ -26,6 +26,8 @@ BATCHES = [
     for school_id in sorted(set(SCHOOLS))
     for request_id in (DONE, PENDING)
 ]
+COHORTS = tuple(f"c{number}" for number in range(24))
+"""Every other one is there from the start."""
 MOST_SHOWN = 2000
 """Characters of a message that a fault shows."""
 KIBIBYTE = 1024
@@ -88,6 +90,9 @@ def _valid_message(rng: random.Random, kind: Descriptor) -> Any:
                 chosen = rng.choice(oneof.fields)
                 if len(oneof.fields) > 1 or rng.random() < 0.9:
                     _set(message, chosen, _valid, rng)
+    if kind.full_name == "mastery.v1.UpdateCohortRequest":  # members are replaced or changed, not both
+        for name in rng.choice((("listed", "whole_school"), ("add_student_ids", "remove_student_ids"))):
+            message.ClearField(name)
     return message
 
 
@@ -115,11 +120,13 @@ def _valid(rng: random.Random, field: Any) -> Any:
                 return rng.choice(BATCHES)
             if field.name == "school_id":
                 return rng.choice(SCHOOLS)
-            if field.name == "page_token":
+            if field.name in ("page_token", "etag"):
                 return ""
+            if field.name.endswith("cohort_id"):
+                return rng.choice(COHORTS)
             return rng.choice(STUDENTS) if field.name.endswith(ONE) else rng.choice(("a1", "practice-completion"))
         case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
-            return rng.randint(0, 8) / 8
+            return 0.9 if field.name == "confidence_level" else rng.randint(0, 8) / 8
         case FieldDescriptor.CPPTYPE_ENUM:
             return rng.choice([value.number for value in field.enum_type.values][1:])
         case FieldDescriptor.CPPTYPE_BOOL:

@@ -20,7 +20,7 @@ from mastery_grpc.assembly import kafka_access
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.events import LearningEvent
 from mastery_grpc.ingest.records import decode_request
-from mastery_grpc.ingest.topics import create_topics
+from mastery_grpc.ingest.topics import TopicTerms, create_topics
 from mastery_grpc.settings import PREFIX, Settings
 from tests.fuzz.decoder import RecordInHand, resident_bytes
 from tests.fuzz.records import FuzzedRecord, fuzzed_records, valid_records
@@ -86,7 +86,7 @@ def pass_through_worker(seed: int, count: int, progress: Callable[[str], None]) 
         limits = {"ingest_dead_letters_in_a_row": 1_000_000_000, "ingest_dead_letter_share": 1.0}
         settings = settings_for(broker, topics, redis.url, **limits)
         if broker.isolation:
-            create_topics(kafka_access(settings), replication_factor=1)
+            create_topics(kafka_access(settings), TopicTerms(replication_factor=1))
         else:
             broker.create_topics(*topics.all)
         log = Log(broker, settings)

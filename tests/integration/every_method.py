@@ -21,12 +21,19 @@ from tests.integration.serving import DEADLINE, PATIENCE, Engine, Metadata, comp
 PACKAGE = "mastery.v1."
 UNENDING = {"WatchMastery", "WatchBatch"}
 """Streams that go on for as long as somebody listens."""
+COHORT = "class-7b"
 BESIDE_THE_STUDENT: dict[str, dict[str, Any]] = {
     "CalculateMastery": {"components": components(0.25)},
     "RecordFeedback": {
         "recommendation_id": "practice-completion",
         "feedback": recommendation_service_pb2.FEEDBACK_HELPFUL,
     },
+    "CreateCohort": {"cohort_id": COHORT, "display_name": "Class 7b"},
+    "GetCohort": {"cohort_id": COHORT},
+    "UpdateCohort": {"cohort_id": COHORT},
+    "DeleteCohort": {"cohort_id": COHORT},
+    "CompareCohorts": {"first_cohort_id": COHORT, "second_cohort_id": COHORT},
+    "CompareToCohort": {"cohort_id": COHORT},
     "EraseStudentData": {"validate_only": True},
     "SubmitBatch": {"operation": batch_service_pb2.BATCH_OPERATION_PREDICT},
 }
@@ -79,6 +86,10 @@ def request_for(
         message.student_id = student_id
     if "student_ids" in names:
         message.student_ids.append(student_id)
+    if "add_student_ids" in names:
+        message.add_student_ids.append(student_id)
+    elif "listed" in names:
+        message.listed.student_ids.append(student_id)
     if "school_id" in names:
         message.school_id = school_id
     return message

@@ -16,7 +16,7 @@ from mastery.v1 import events_pb2, mastery_service_pb2, mastery_service_pb2_grpc
 from mastery_grpc.app import running_worker
 from mastery_grpc.assembly import kafka_access
 from mastery_grpc.domain.events import LearningEvent
-from mastery_grpc.ingest.topics import MAX_RECORD_BYTES, create_topics
+from mastery_grpc.ingest.topics import MAX_RECORD_BYTES, TopicTerms, create_topics
 from mastery_grpc.settings import Settings
 from tests.builders import (
     activity,
@@ -294,7 +294,7 @@ async def test_a_blob_does_not_stop_its_partition(
         pytest.skip(f"the {kafka_broker.kind} cannot be told how large a record may be")
     own = MasteryTopics().with_suffix(f".{uuid.uuid4().hex[:8]}")
     settings = settings_for(kafka_broker, own, redis_url)
-    create_topics(kafka_access(settings), replication_factor=1)
+    create_topics(kafka_access(settings), TopicTerms(replication_factor=1))
     log = Log(kafka_broker, settings)
     blob = Record((bytes(range(256)) * (size // 256 + 1))[:size], headers=[("trace", b"1")], partition=0)
     neighbours = many_events(2)
@@ -353,7 +353,7 @@ async def test_the_worker_serves_nothing_but_health(settings: Settings) -> None:
 async def test_a_worker_told_to_stop_finishes_the_batch_in_hand_and_commits_it(
     log: Log, settings: Settings, redis_server: RedisServer
 ) -> None:
-    events = many_events(2000, students=50)
+    events = many_events(6000, students=50)
     await asyncio.to_thread(log.send, map(json_record, events))
     settings = settings.model_copy(update={"ingest_batch_size": 100})
 

@@ -26,7 +26,6 @@ from mastery_grpc.domain.batch import (
     order_of,
 )
 from mastery_grpc.domain.errors import BatchNotFound, InvalidPageToken, RequestIdReused, ShuttingDown, TooManyOpen
-from mastery_grpc.domain.sample import SampleStatistics, statistics_of
 from mastery_grpc.storage.memory_batches import MemoryBatches
 from tests.batches import LIFETIME, batch_key, mastery, new_batch, results_of
 from tests.builders import at, components, event_id
@@ -111,20 +110,6 @@ def test_the_time_left_is_that_of_the_rest_at_the_pace_so_far() -> None:
     ended = a_batch(start_time=began, end_time=at(), failed_count=400)
     for unknown in (a_batch(), a_batch(start_time=began), ended):
         assert unknown.remaining(began + timedelta(seconds=10)) is None
-
-
-# --- statistics -------------------------------------------------------------------------------------------
-
-
-def test_a_sample_is_described_as_worked_out_by_hand() -> None:
-    assert statistics_of([]) == SampleStatistics()
-    one = statistics_of([0.25])
-    assert (one.count, one.mean, one.median, one.standard_deviation) == (1, 0.25, 0.25, 0.0)
-    assert (one.minimum, one.maximum, one.lower_quartile, one.upper_quartile) == (0.25, 0.25, 0.25, 0.25)
-    four = statistics_of([0.5, 0.0, 1.0, 0.25])
-    assert (four.count, four.mean, four.median) == (4, 0.4375, 0.375)
-    assert four.standard_deviation == pytest.approx(0.42695628191)
-    assert (four.lower_quartile, four.upper_quartile) == (0.1875, 0.625)
 
 
 # --- handing in -------------------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ class MemoryEngine:
             answer = await self.call(ingest, request.SerializeToString(), Caller(SETTLER, Role.SERVICE))
             results = mastery_service_pb2.IngestEventsResponse.FromString(answer or b"").results
             assert all(result.accepted for result in results)
+        await self._create_cohorts(students, schools)
         await self._submit_batches(DONE, students, schools)
         working = asyncio.create_task(self._services.work_batches.run())
         await asyncio.sleep(0.01)  # a few students take no longer, and what is not done is as good for a test
@@ -160,16 +161,7 @@ class MemoryEngine:
         await asyncio.wait([working])
         await self._submit_batches(PENDING, students, schools)
 
-    async def _submit_batches(self, request_id: str, students: Iterable[str], schools: Iterable[str]) -> None:
-        submit = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].methods_by_name["SubmitBatch"]
-        for school_id in schools:
-            request = batch_service_pb2.SubmitBatchRequest(
-                school_id=school_id,
-                operation=batch_service_pb2.BATCH_OPERATION_RECALCULATE,
-                items=[batch_service_pb2.BatchItem(student_id=student_id) for student_id in (*students, "?")],
-                request_id=request_id,
-            )
-            await self.call(submit, request.SerializeToString(), Caller(SETTLER, Role.SERVICE))
+    async def _create_cohorts(self, students: Collection[str], schools: Collection[str]) -> None:
         create = ANALYTICS_SERVICE.methods_by_name["CreateCohort"]
         for school_id, cohort_id in product(schools, COHORTS[::2]):
             whole = cohort_id == COHORTS[0]
@@ -180,7 +172,18 @@ class MemoryEngine:
                 listed=None if whole else analytics_service_pb2.StudentList(student_ids=students),
                 whole_school=analytics_service_pb2.WholeSchool() if whole else None,
             )
-            await self.call(create, cohort.SerializeToString(), Caller("settler", Role.ADMIN))
+            await self.call(create, cohort.SerializeToString(), Caller(SETTLER, Role.ADMIN))
+
+    async def _submit_batches(self, request_id: str, students: Collection[str], schools: Collection[str]) -> None:
+        submit = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].methods_by_name["SubmitBatch"]
+        for school_id in schools:
+            request = batch_service_pb2.SubmitBatchRequest(
+                school_id=school_id,
+                operation=batch_service_pb2.BATCH_OPERATION_RECALCULATE,
+                items=[batch_service_pb2.BatchItem(student_id=student_id) for student_id in (*students, "?")],
+                request_id=request_id,
+            )
+            await self.call(submit, request.SerializeToString(), Caller(SETTLER, Role.SERVICE))
 
     async def close(self) -> list[str]:
         """Writes the audit log to its end; returns the schools whose log is not as it was written."""

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 
 HEALTH_INTERVAL = 1.0
+CHUNK_DRAIN_SECONDS = 3.0
+"""How long chunks of batches under way may take when the server stops; another process takes up what is left."""
 
 
 log = structlog.get_logger(__name__)
@@ -139,6 +141,8 @@ async def running_server(settings: Settings, telemetry: ProcessTelemetry | None 
         await stack.enter_async_context(
             beside(
                 storage.feed.run(),
+                storage.batch_feed.run(),
+                services.work_batches.run(),
                 storage.count_courses.run(),
                 services.verify.run(),
                 services.audit.run(),
@@ -158,7 +162,9 @@ async def running_server(settings: Settings, telemetry: ProcessTelemetry | None 
             stack.push_async_callback(plain.stop, 1.0)
         await server.start()
         stack.push_async_callback(server.stop, settings.grpc_drain_timeout)
+        stack.push_async_callback(services.work_batches.stop, CHUNK_DRAIN_SECONDS)
         stack.callback(storage.feed.close)
+        stack.callback(storage.batch_feed.close)
         stack.push_async_callback(health.shut_down)
         log.info("serving", port=port, tls=certificates is not None, **probed)
         yield port

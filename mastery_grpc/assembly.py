@@ -13,6 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from mastery.v1 import (
     analytics_service_pb2,
+    batch_service_pb2,
     compliance_service_pb2,
     mastery_service_pb2,
     prediction_service_pb2,
@@ -21,6 +22,7 @@ from mastery.v1 import (
 from mastery_grpc.application.accept_events import AcceptEvents
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.audit_log import AuditLog
+from mastery_grpc.application.batch_operations import BatchOperations
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
 from mastery_grpc.application.circuit_breaker import BreakerTerms, CircuitBreaker
@@ -30,16 +32,20 @@ from mastery_grpc.application.compare_cohorts import CompareCohorts
 from mastery_grpc.application.course_pulse import CountCourses
 from mastery_grpc.application.erase_student import EraseStudent
 from mastery_grpc.application.export_student import ExportStudent
+from mastery_grpc.application.follow_batch import FollowBatch
 from mastery_grpc.application.forget_overdue import ForgetOverdue
 from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.rate_limits import RateLimiter
 from mastery_grpc.application.read_history import ReadHistory
 from mastery_grpc.application.read_mastery import ReadMastery
+from mastery_grpc.application.rebuild_students import RebuildStudents
 from mastery_grpc.application.recommend import Recommend
 from mastery_grpc.application.retention import policy
+from mastery_grpc.application.submit_batch import SubmitBatch
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
+from mastery_grpc.application.work_batches import WorkBatches
 from mastery_grpc.domain.audit_chain import AuditKeys
 from mastery_grpc.domain.forecasting.linear_regression import LinearRegressionForecaster
 from mastery_grpc.domain.forecasting.model_file import InvalidModel
@@ -51,6 +57,7 @@ from mastery_grpc.domain.patterns import detect_patterns
 from mastery_grpc.ingest.topics import KafkaAccess, Topics, TopicTerms
 from mastery_grpc.rpc.access import AccessRule
 from mastery_grpc.rpc.analytics_servicer import AnalyticsServicer
+from mastery_grpc.rpc.batch_servicer import BatchServicer
 from mastery_grpc.rpc.compliance_servicer import ComplianceServicer
 from mastery_grpc.rpc.jwks_source import JwksFile, JwksUrl
 from mastery_grpc.rpc.mastery_servicer import MasteryServicer
@@ -60,6 +67,7 @@ from mastery_grpc.rpc.server import ServerTerms
 from mastery_grpc.rpc.signing_keys import DamagedKeys, JwksSource, RefreshTerms, SigningKeys, VerificationKey
 from mastery_grpc.rpc.tls import ServerCertificates, TlsFiles, UnusableTlsFile
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
+from mastery_grpc.storage.batch_feed import RedisBatchFeed
 from mastery_grpc.storage.cache import CachedMasteryReader
 from mastery_grpc.storage.connection import Replicas, connect
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
@@ -67,9 +75,12 @@ from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.memory_quotas import MemoryQuotas
 from mastery_grpc.storage.redis_advice import RedisAdviceStore
 from mastery_grpc.storage.redis_audit_log import RedisAuditStore
+from mastery_grpc.storage.redis_batch_work import RedisBatchWork
+from mastery_grpc.storage.redis_batches import RedisBatchStore
 from mastery_grpc.storage.redis_cohorts import RedisCohortStore
 from mastery_grpc.storage.redis_course_pulse import RedisCoursePulses
 from mastery_grpc.storage.redis_figures import RedisFigures
+from mastery_grpc.storage.redis_held_batches import RedisHeldBatches
 from mastery_grpc.storage.redis_issued_forecasts import RedisIssuedForecasts
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_quotas import RedisQuotas
@@ -81,6 +92,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.batch_store import BatchFeed, BatchStore
     from mastery_grpc.application.event_observer import EventObserver
     from mastery_grpc.application.held_data import HeldData
     from mastery_grpc.application.rate_limits import Quotas
@@ -97,6 +109,7 @@ TLS_FILES = ("tls_cert", "tls_key", "tls_client_ca")
 ANALYTICS_SERVICE = analytics_service_pb2.DESCRIPTOR.services_by_name["AnalyticsService"]
 MASTERY_SERVICE = mastery_service_pb2.DESCRIPTOR.services_by_name["MasteryService"]
 PREDICTION_SERVICE = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+BATCH_SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"]
 COMPLIANCE_SERVICE = compliance_service_pb2.DESCRIPTOR.services_by_name["ComplianceService"]
 RECOMMENDATION_SERVICE = recommendation_service_pb2.DESCRIPTOR.services_by_name["RecommendationService"]
 
@@ -164,13 +177,17 @@ class Storage:
     figures: RedisFigures
     audit: RedisAuditStore
     quotas: RedisQuotas
+    batches: RedisBatchStore
+    batch_work: RedisBatchWork
+    batch_feed: RedisBatchFeed
+    held_batches: RedisHeldBatches
     records: RedisStudentRecords
     claims: RedisUpkeepClaims
 
     @property
     def elsewhere(self) -> tuple[HeldData, ...]:
         """Whoever holds data about students outside of their own keys."""
-        return (self.issued, CohortMemberships(self.cohorts, self.manage_cohorts))
+        return (self.issued, CohortMemberships(self.cohorts, self.manage_cohorts), self.held_batches)
 
 
 @asynccontextmanager
@@ -224,6 +241,7 @@ async def opened_storage(
         # No breaker: both go on behind the calls, and their failures are not to be counted with theirs.
         audit = RedisAuditStore(client, retention=retention.audit, replicas=replicas)
         quotas = RedisQuotas(client, period=settings.call_limits().period)
+        batches = RedisBatchStore(client, lifetime=retention.batches, replicas=replicas, breaker=breaker)
         records = RedisStudentRecords(client, retention=retention, replicas=replicas, breaker=breaker)
         manage_cohorts = ManageCohorts(cohorts, CohortMembers(repository), records, clock=utc_now)
         yield Storage(
@@ -241,6 +259,10 @@ async def opened_storage(
             figures,
             audit,
             quotas,
+            batches,
+            RedisBatchWork(client, lifetime=retention.batches, replicas=replicas),
+            RedisBatchFeed(client),
+            RedisHeldBatches(client, clock=utc_now, breaker=breaker),
             records,
             RedisUpkeepClaims(client),
         )
@@ -257,6 +279,7 @@ class Services:
     predict: PredictMastery
     verify: VerifyForecasts
     audit: AuditLog
+    work_batches: WorkBatches
     forget: ForgetOverdue
 
 
@@ -272,11 +295,12 @@ def services_of(
         forecaster_of(settings), PersistenceForecaster(), interval_level=terms.interval_level
     )
     accept = AcceptEvents(storage.apply, request_log, clock=utc_now, observer=observer)
+    calculate = CalculateMastery(
+        accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
+    )
     servicer = MasteryServicer(
         read=ReadMastery(storage.reader, storage.repository),
-        calculate=CalculateMastery(
-            accept, storage.repository, rules=rules, log_retention=settings.retention().event_log, clock=utc_now
-        ),
+        calculate=calculate,
         accept=accept,
         watch=WatchMastery(storage.feed, storage.repository, storage.records),
     )
@@ -302,6 +326,24 @@ def services_of(
         on_issued=verify.on_issued,
     )
     recommend = Recommend(storage.advice, config=settings.advice_config(), clock=utc_now, forecasts=predict)
+    work_batches = WorkBatches(
+        storage.batch_work,
+        BatchOperations(
+            calculate=calculate,
+            rebuild=RebuildStudents(
+                storage.repository,
+                rules=rules,
+                snapshot_retention=settings.retention().snapshots,
+                clock=utc_now,
+            ),
+            repository=storage.repository,
+            predict=predict,
+            recommend=recommend,
+        ),
+        storage.batch_feed,
+        at_once=settings.batch_chunks_at_once,
+        clock=utc_now,
+    )
     audit = audit_log_of(settings, storage.audit)
     erase = EraseStudent(
         storage.records,
@@ -322,6 +364,7 @@ def services_of(
         MASTERY_SERVICE: servicer,
         PREDICTION_SERVICE: PredictionServicer(predict),
         RECOMMENDATION_SERVICE: RecommendationServicer(recommend),
+        BATCH_SERVICE: batch_servicer_of(settings, storage.batches, storage.batch_feed),
         ANALYTICS_SERVICE: AnalyticsServicer(
             history=ReadHistory(storage.repository, clock=utc_now),
             cohorts=storage.manage_cohorts,
@@ -337,7 +380,18 @@ def services_of(
         log_retention=settings.retention().event_log,
         clock=utc_now,
     )
-    return Services(servicers, forecaster, predict, verify, audit, forget)
+    return Services(servicers, forecaster, predict, verify, audit, work_batches, forget)
+
+
+def batch_servicer_of(settings: Settings, store: BatchStore, feed: BatchFeed) -> BatchServicer:
+    """Returns what hands batches in and tells about them; who works on them is set for each process."""
+    return BatchServicer(
+        submit=SubmitBatch(
+            store, limits=settings.batch_limits(), lifetime=settings.retention().batches, clock=utc_now
+        ),
+        follow=FollowBatch(store, feed, clock=utc_now),
+        clock=utc_now,
+    )
 
 
 def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:
@@ -349,7 +403,7 @@ def rate_limiter_of(settings: Settings, quotas: Quotas) -> RateLimiter:
 
 def audit_log_of(settings: Settings, store: AuditStore) -> AuditLog:
     """Returns the audit log on a store. Raises SettingsError if there is no secret to derive its keys from."""
-    rules = map(AccessRule, MASTERY_SERVICE.methods)
+    rules = map(AccessRule, (*MASTERY_SERVICE.methods, BATCH_SERVICE.methods_by_name["SubmitBatch"]))
     return AuditLog(
         store,
         AuditKeys.derived_from(settings.audit_secret()),

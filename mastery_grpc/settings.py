@@ -11,6 +11,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from mastery_grpc.application.rate_limits import CallLimits
 from mastery_grpc.application.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, Retention
+from mastery_grpc.application.submit_batch import BatchLimits
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.forecast import ForecastTerms
 from mastery_grpc.domain.recommendations import AdviceConfig
@@ -117,6 +118,13 @@ class Settings(BaseSettings):
     max_streams_services: Annotated[int, Field(ge=0)] = 1000
     """The same for a service."""
 
+    max_batches_people: Annotated[int, Field(ge=0)] = 10
+    """Batches that a student, teacher or administrator may have in flight; 0: without limit."""
+    max_batches_services: Annotated[int, Field(ge=0)] = 100
+    """The same for a service."""
+    batch_chunks_at_once: Annotated[int, Field(ge=0, le=16)] = 1
+    """Chunks of batches that each server process works on at a time; 0: it leaves them to others."""
+
     metrics_port: Port = 9464
     """Where server and worker show their metrics to Prometheus. Several server processes take the ports from this
     one on."""
@@ -197,6 +205,8 @@ class Settings(BaseSettings):
     retention_path_hours: Annotated[int, Field(ge=1, le=30 * 24)] = 24
     retention_feedback_days: Days = 90
     """No less than dismissed advice is to be kept away."""
+    retention_batch_days: Days = 7
+    """From when a batch was submitted."""
     retention_erasure_mark_days: Days = 37
     """A week more than the dead letters are kept: none of them may outlive the mark."""
 
@@ -271,6 +281,7 @@ class Settings(BaseSettings):
             issued_forecasts=timedelta(days=self.retention_issued_forecast_days),
             path=timedelta(hours=self.retention_path_hours),
             feedback=timedelta(days=self.retention_feedback_days),
+            batches=timedelta(days=self.retention_batch_days),
             audit=timedelta(days=self.audit_retention_days),
             erasure_mark=timedelta(days=self.retention_erasure_mark_days),
         )
@@ -297,6 +308,10 @@ class Settings(BaseSettings):
             streams_people=self.max_streams_people,
             streams_services=self.max_streams_services,
         )
+
+    def batch_limits(self) -> BatchLimits:
+        """Returns how many batches callers may have in flight."""
+        return BatchLimits(people=self.max_batches_people, services=self.max_batches_services)
 
     def forecast_terms(self) -> ForecastTerms:
         """Returns what every forecast is asked to state."""

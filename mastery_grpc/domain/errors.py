@@ -9,6 +9,7 @@
     - StudentNotFound     no event of this student was ever applied
     - SnapshotNotFound    the student has no event on that day, or it is past retention
     - RecommendationNotFound  no advice of this id is ever given
+    - BatchNotFound       there is no such batch, or it is past retention
     - CohortNotFound      the school has no cohort of this id
   + CohortExists          the school has a cohort of this id already
   + RequestIdReused       the request id was used before, for another request
@@ -17,6 +18,9 @@
   + CohortTooLarge        the cohort has, or would have, more members than allowed
   + CohortByRule          the members are given by a rule, and cannot be added or removed one by one
   + StudentErased         the event was produced before its student was erased
+  + LogIncomplete         the student's log holds fewer events than his mastery counts
+  + BatchEnded            the batch has succeeded already
+  + ItemFailed            a fault of ours with one item of a batch
   + RateLimited           the caller makes more calls than his limit
   + TooManyOpen           the caller holds as many streams or batches as he may
   + SlowReader            the caller reads a stream too slowly
@@ -123,6 +127,13 @@ class RecommendationNotFound(NotFound):
         super().__init__("mastery.v1.Recommendation", recommendation_id)
 
 
+class BatchNotFound(NotFound):
+    """No batch of this id is kept in the school."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__("mastery.v1.Batch", batch_id)
+
+
 class CohortNotFound(NotFound):
     """The school has no cohort of this id."""
 
@@ -189,6 +200,30 @@ class StudentErased(MasteryError):
         super().__init__("the event was produced before its student was erased")
         self.event_id = event_id
         self.erase_time = erase_time
+
+
+class LogIncomplete(MasteryError):
+    """A student cannot be recomputed: what is stored of him counts more events than his log still holds."""
+
+    def __init__(self, student_id: str) -> None:
+        super().__init__(f"the event log of student {student_id!r} holds fewer events than his mastery counts")
+        self.student_id = student_id
+
+
+class BatchEnded(MasteryError):
+    """A batch that is to be cancelled and has succeeded already."""
+
+    def __init__(self, batch_id: str, state: str) -> None:
+        super().__init__(f"batch {batch_id!r} has ended: {state}")
+        self.batch_id = batch_id
+        self.state = state
+
+
+class ItemFailed(MasteryError):
+    """A fault of ours with one item of a batch; the log of the process that met it says which."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error")
 
 
 class RateLimited(MasteryError):

@@ -52,7 +52,7 @@ def history_to_proto(page: HistoryPage) -> pb.GetHistoryResponse:
     return pb.GetHistoryResponse(
         buckets=map(_bucket_to_proto, page.buckets),
         summary=pb.HistorySummary(
-            scores=_statistics_to_proto(summary.scores),
+            scores=statistics_to_proto(summary.scores),
             volatility=summary.volatility,
             improvement=summary.improvement,
             trend=_trend_to_proto(summary.trend),
@@ -94,7 +94,8 @@ def _trend_to_proto(estimate: TrendEstimate) -> pb.TrendEstimate:
     )
 
 
-def _statistics_to_proto(statistics: SampleStatistics) -> mastery_pb2.SampleStatistics:
+def statistics_to_proto(statistics: SampleStatistics) -> mastery_pb2.SampleStatistics:
+    """Returns what describes a sample as the contract shapes it."""
     return mastery_pb2.SampleStatistics(
         count=statistics.count,
         mean=statistics.mean,
@@ -167,7 +168,7 @@ def standing_to_proto(compared: ComparedStudent) -> pb.CompareToCohortResponse:
     return pb.CompareToCohortResponse(
         score=_standing_to_proto(compared.score),
         components=map(_standing_to_proto, compared.components),
-        cohort=_statistics_to_proto(compared.cohort),
+        cohort=statistics_to_proto(compared.cohort),
     )
 
 
@@ -175,8 +176,8 @@ def _comparison_to_proto(comparison: Comparison) -> pb.Comparison:
     welch, effect = comparison.welch, comparison.effect
     return pb.Comparison(
         component=_COMPONENTS[comparison.component],
-        first=_statistics_to_proto(comparison.first),
-        second=_statistics_to_proto(comparison.second),
+        first=statistics_to_proto(comparison.first),
+        second=statistics_to_proto(comparison.second),
         mean_difference=comparison.mean_difference,
         mean_difference_lower_bound=comparison.difference_interval.lower,
         mean_difference_upper_bound=comparison.difference_interval.upper,

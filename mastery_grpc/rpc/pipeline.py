@@ -23,7 +23,7 @@ from mastery_grpc.domain.errors import InvalidInput, SlowReader, StorageUnavaila
 from mastery_grpc.rpc.access import AccessRule, Call
 from mastery_grpc.rpc.observation import Unobserved, observed
 from mastery_grpc.rpc.status import status_of
-from mastery_grpc.rpc.subjects import subjects_of
+from mastery_grpc.rpc.subjects import names_subjects, subjects_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
@@ -130,6 +130,7 @@ class CallPipeline:
                         response = await handler(request, call)
                 else:
                     response = await handler(request, call)
+                visit.tell(response)
                 serialized: bytes = response.SerializeToString()
                 visit.record(OK)
             except Exception as error:
@@ -183,6 +184,8 @@ class _Stage:
         self.rule = AccessRule(method)
         self.parse = _parser(method)
         self.subjects = subjects_of(method.input_type)
+        # What a request that names nobody is about shows in its answer.
+        self.told = None if names_subjects(method.input_type) else subjects_of(method.output_type)
         self.authenticate = authenticator.caller
         self.limit = limiter.admit
         self.audit = audit.record
@@ -236,6 +239,11 @@ class _Visit:
                 self.record(OK)
                 self._students = {}
             yield _validated(request)
+
+    def tell(self, response: Message) -> None:
+        """Takes note of whom the answer to a request that names nobody is about."""
+        if self._stage.told is not None:
+            self._students |= dict.fromkeys(self._stage.told(response, self._school_id))
 
     def record(self, code: int) -> None:
         """Takes the call down in the audit log. Raises StorageUnavailable if that is full."""

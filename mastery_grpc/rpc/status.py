@@ -10,6 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from mastery_grpc.domain.errors import (
+    BatchEnded,
+    BatchNotFound,
     BrokerUnavailable,
     CohortByRule,
     CohortExists,
@@ -22,7 +24,9 @@ from mastery_grpc.domain.errors import (
     InsufficientHistory,
     InvalidInput,
     InvalidPageToken,
+    ItemFailed,
     KeysUnavailable,
+    LogIncomplete,
     NotFound,
     RateLimited,
     RecommendationNotFound,
@@ -58,6 +62,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     StudentNotFound: (code_pb2.NOT_FOUND, "STUDENT_NOT_FOUND"),
     SnapshotNotFound: (code_pb2.NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
     RecommendationNotFound: (code_pb2.NOT_FOUND, "RECOMMENDATION_NOT_FOUND"),
+    BatchNotFound: (code_pb2.NOT_FOUND, "BATCH_NOT_FOUND"),
     CohortNotFound: (code_pb2.NOT_FOUND, "COHORT_NOT_FOUND"),
     CohortExists: (code_pb2.ALREADY_EXISTS, "COHORT_EXISTS"),
     RequestIdReused: (code_pb2.ALREADY_EXISTS, "REQUEST_ID_REUSED"),
@@ -66,6 +71,8 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     CohortTooLarge: (code_pb2.FAILED_PRECONDITION, "COHORT_TOO_LARGE"),
     CohortByRule: (code_pb2.FAILED_PRECONDITION, "COHORT_BY_RULE"),
     StudentErased: (code_pb2.FAILED_PRECONDITION, "STUDENT_ERASED"),
+    BatchEnded: (code_pb2.FAILED_PRECONDITION, "BATCH_ENDED"),
+    LogIncomplete: (code_pb2.FAILED_PRECONDITION, "LOG_INCOMPLETE"),
     RateLimited: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     TooManyOpen: (code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN"),
     SlowReader: (code_pb2.RESOURCE_EXHAUSTED, "SLOW_READER"),
@@ -75,6 +82,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     KeysUnavailable: (code_pb2.UNAVAILABLE, "KEYS_UNAVAILABLE"),
     ShuttingDown: (code_pb2.UNAVAILABLE, "SHUTTING_DOWN"),
     TimeoutError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    ItemFailed: (code_pb2.INTERNAL, "INTERNAL"),
 }
 _MESSAGES = {
     StorageUnavailable: "the storage is not reachable just now",
@@ -128,6 +136,12 @@ def _metadata(error: Exception) -> dict[str, str]:
             return {"limit": str(error.limit), "period": f"{error.period:g}s"}
         case TooManyOpen():
             return {"limit": str(error.limit), "subject": error.subject}
+        case BatchNotFound():
+            return {"batch_id": error.resource_name}
+        case BatchEnded():
+            return {"batch_id": error.batch_id, "state": error.state}
+        case LogIncomplete():
+            return {"student_id": error.student_id}
         case RecommendationNotFound():
             return {"recommendation_id": error.resource_name}
         case CohortNotFound():

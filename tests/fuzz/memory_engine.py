@@ -1,5 +1,6 @@
 """The whole service on stores in memory: what the composition root builds, without a socket and without Redis."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
@@ -12,7 +13,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from pydantic import SecretStr
 
-from mastery.v1 import analytics_service_pb2, mastery_service_pb2
+from mastery.v1 import analytics_service_pb2, batch_service_pb2, mastery_service_pb2
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.callers import CallClass, Caller, Role
 from mastery_grpc.application.cohort_members import CohortMembers
@@ -27,6 +28,7 @@ from mastery_grpc.settings import Settings
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
 from mastery_grpc.storage.memory_advice import MemoryAdviceStore
 from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory_batches import MemoryBatches
 from mastery_grpc.storage.memory_cohorts import MemoryCohortStore
 from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
 from mastery_grpc.storage.memory_figures import MemoryFigures
@@ -34,7 +36,7 @@ from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
 from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
 from mastery_grpc.storage.memory_repository import MemoryStudentRepository
 from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
-from tests.fuzz.messages import COHORTS
+from tests.fuzz.messages import COHORTS, DONE, PENDING, SETTLER
 from tests.integration.serving import quiz_event
 
 Trailers = tuple[tuple[str, str | bytes], ...]
@@ -148,9 +150,18 @@ class MemoryEngine:
                 for day in range(1, 11)
             ]
             request = mastery_service_pb2.IngestEventsRequest(events=events)
-            answer = await self.call(ingest, request.SerializeToString(), Caller("settler", Role.SERVICE))
+            answer = await self.call(ingest, request.SerializeToString(), Caller(SETTLER, Role.SERVICE))
             results = mastery_service_pb2.IngestEventsResponse.FromString(answer or b"").results
             assert all(result.accepted for result in results)
+        await self._create_cohorts(students, schools)
+        await self._submit_batches(DONE, students, schools)
+        working = asyncio.create_task(self._services.work_batches.run())
+        await asyncio.sleep(0.01)  # a few students take no longer, and what is not done is as good for a test
+        working.cancel()
+        await asyncio.wait([working])
+        await self._submit_batches(PENDING, students, schools)
+
+    async def _create_cohorts(self, students: Collection[str], schools: Collection[str]) -> None:
         create = ANALYTICS_SERVICE.methods_by_name["CreateCohort"]
         for school_id, cohort_id in product(schools, COHORTS[::2]):
             whole = cohort_id == COHORTS[0]
@@ -161,7 +172,18 @@ class MemoryEngine:
                 listed=None if whole else analytics_service_pb2.StudentList(student_ids=students),
                 whole_school=analytics_service_pb2.WholeSchool() if whole else None,
             )
-            await self.call(create, cohort.SerializeToString(), Caller("settler", Role.ADMIN))
+            await self.call(create, cohort.SerializeToString(), Caller(SETTLER, Role.ADMIN))
+
+    async def _submit_batches(self, request_id: str, students: Collection[str], schools: Collection[str]) -> None:
+        submit = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].methods_by_name["SubmitBatch"]
+        for school_id in schools:
+            request = batch_service_pb2.SubmitBatchRequest(
+                school_id=school_id,
+                operation=batch_service_pb2.BATCH_OPERATION_RECALCULATE,
+                items=[batch_service_pb2.BatchItem(student_id=student_id) for student_id in (*students, "?")],
+                request_id=request_id,
+            )
+            await self.call(submit, request.SerializeToString(), Caller(SETTLER, Role.SERVICE))
 
     async def close(self) -> list[str]:
         """Writes the audit log to its end; returns the schools whose log is not as it was written."""
@@ -197,6 +219,8 @@ def _services(settings: Settings) -> Services:
     repository = MemoryStudentRepository(clock=utc_now)
     records = MemoryStudentRecords(repository)
     advice = MemoryAdviceStore(repository)
+    batches = MemoryBatches(timer=time.monotonic)
+    batches.feed.close()  # as the feed of masteries ends
     counted = MemoryCoursePulses()
     count_courses = CountCourses(counted, interval=COUNTING_INTERVAL)
     apply = ApplyEvents(
@@ -224,6 +248,10 @@ def _services(settings: Settings) -> Services:
         "issued": MemoryIssuedForecasts(records),
         "records": records,
         "audit": MemoryAuditStore(),
+        "batches": batches,
+        "batch_work": batches,
+        "batch_feed": batches.feed,
+        "held_batches": batches,
     }
     # What no servicer needs is left out.
     stores: dict[str, Any] = {each.name: fakes.get(each.name) for each in fields(Storage)}

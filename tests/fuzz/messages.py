@@ -13,8 +13,19 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from mastery_grpc.domain.batch import requested_batch_id
+
 STUDENTS = ("s1", "s2", "s3")
 SCHOOLS = ("", "", "", "north")
+SETTLER = "settler"
+"""Who hands in what is there before the first message."""
+DONE, PENDING = (str(uuid.UUID(int=number, version=4)) for number in (1, 2))
+"""The request ids of his batches in each school."""
+BATCHES = [
+    requested_batch_id(request_id, school_id, "", "service", SETTLER)
+    for school_id in sorted(set(SCHOOLS))
+    for request_id in (DONE, PENDING)
+]
 COHORTS = tuple(f"c{number}" for number in range(24))
 """Every other one is there from the start."""
 MOST_SHOWN = 2000
@@ -105,6 +116,8 @@ def _valid(rng: random.Random, field: Any) -> Any:
         case FieldDescriptor.CPPTYPE_STRING:
             if field.name in IDS:
                 return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+            if field.name == "batch_id":
+                return rng.choice(BATCHES)
             if field.name == "school_id":
                 return rng.choice(SCHOOLS)
             if field.name in ("page_token", "etag"):

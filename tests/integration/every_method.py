@@ -4,6 +4,7 @@ import asyncio
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -13,7 +14,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import mastery.v1
-from mastery.v1 import recommendation_service_pb2
+from mastery.v1 import batch_service_pb2, recommendation_service_pb2
+from tests.builders import event_id
 from tests.integration.serving import DEADLINE, PATIENCE, Engine, Metadata, components, quiz_event
 
 PACKAGE = "mastery.v1."
@@ -33,6 +35,7 @@ BESIDE_THE_STUDENT: dict[str, dict[str, Any]] = {
     "CompareCohorts": {"first_cohort_id": COHORT, "second_cohort_id": COHORT},
     "CompareToCohort": {"cohort_id": COHORT},
     "EraseStudentData": {"validate_only": True},
+    "SubmitBatch": {"operation": batch_service_pb2.BATCH_OPERATION_PREDICT},
 }
 """What a valid request needs further."""
 
@@ -74,6 +77,11 @@ def request_for(
         message.events.append(event)
     elif "event" in names:
         message.event.CopyFrom(event)
+    if "items" in names:
+        message.items.add(student_id=student_id)
+        message.request_id = str(uuid5(NAMESPACE_OID, f"{student_id}/{school_id}/{number}"))
+    if "batch_id" in names:
+        message.batch_id = event_id(number)
     if "student_id" in names:
         message.student_id = student_id
     if "student_ids" in names:

@@ -15,8 +15,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_status import rpc_status
 
+from mastery.v1 import batch_service_pb2, events_pb2
 from mastery.v1 import compliance_service_pb2 as compliance
-from mastery.v1 import events_pb2
 from mastery.v1.compliance_service_pb2 import DATA_KIND_AUDIT_ENTRY
 from mastery.v1.compliance_service_pb2_grpc import ComplianceServiceStub
 from mastery_grpc.application.callers import Role
@@ -40,7 +40,7 @@ MOMENT = timedelta(hours=1)
 """What is so near to now was made by the test's own calls; the events are days old."""
 MADE_UP = {
     "etag", "mac", "receipt_id", "pseudonym", "sha256", "student_hash", "suppress_end_time", "entries",
-    "entry_count",
+    "entry_count", "expire_time",
 }  # fmt: skip
 """Fields that are another each time; among them what the audit log tells, which is written behind the calls."""
 CONTRACT = contract()
@@ -126,9 +126,23 @@ async def told(client: Client, method: MethodDescriptor, request: Message) -> li
     found = [
         answer for answer in found if getattr(getattr(answer, "record", None), "kind", 0) != DATA_KIND_AUDIT_ENTRY
     ]
+    if method.name == "SubmitBatch":
+        await until_worked_off(client, found[0].batch.batch_id)
     for answer in found:
         make_comparable(answer)
     return [answer.SerializeToString(deterministic=True) for answer in found]
+
+
+async def until_worked_off(client: Client, batch_id: str) -> None:
+    """Returns once a batch has ended: what is held of it is another thing before."""
+    method = CONTRACT["BatchService.GetBatch"]
+    request = batch_service_pb2.GetBatchRequest(batch_id=batch_id)
+
+    async def has_ended() -> bool:
+        [answer] = await answers(client.channel, method, request, client.metadata)
+        return bool(answer.batch.HasField("end_time"))
+
+    await eventually(has_ended)
 
 
 def make_comparable(message: Message) -> None:

@@ -745,7 +745,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load.bench", description=__doc__)
-    sections = ["calls", "audit", "telemetry", "cohorts", "ingest", "all"]
+    sections = ["calls", "audit", "telemetry", "cohorts", "batches", "ingest", "all"]
     parser.add_argument("what", nargs="?", choices=sections, default="all")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of calls (default: 2)")
@@ -765,6 +765,10 @@ def bench(arguments: Sequence[str]) -> None:
         figures.update(bench_telemetry(given.rounds, given.seconds, given.events))
     if given.what in ("ingest", "all"):
         figures.update(bench_ingest(given.rounds, given.events))
+    if given.what in ("batches", "all"):
+        from tests.load.batches import bench_batches  # it has this one's programs and figures
+
+        figures.update(bench_batches(given.rounds, given.seconds))
     show(figures)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)

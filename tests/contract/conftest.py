@@ -1,7 +1,6 @@
 """The stores that several suites are about."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 
 import pytest
 
@@ -9,24 +8,33 @@ from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.memory_cohorts import MemoryCohortStore
 from mastery_grpc.storage.redis_cohorts import RedisCohortStore
+from tests.contract.clients import Clients
 from tests.contract.cohorts import CLASS, Stores
 
 
 @pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def cohort_stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+async def clients(request: pytest.FixtureRequest) -> AsyncIterator[Clients]:
+    """Whoever asks for it runs three times: on the fake, on Redis, and on a Redis Cluster."""
     if request.param == "memory":
-        memory = MemoryCohortStore()
-        yield Stores(memory, memory)
+        yield None
         return
     if request.param == "redis":
         url = request.getfixturevalue("redis_url")
     else:
         url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        clients = [connect(url, timeout=5), connect(url, timeout=5)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        one, other = (RedisCohortStore(client, retention=keys.Retention()) for client in clients)
-        for store in (one, other):  # so that a cluster's client gets to know the nodes once, whatever comes first
-            await store.load(CLASS)
-        yield Stores(one, other, clients[0])
+    one, other = connect(url, timeout=5), connect(url, timeout=5)
+    yield one, other
+    await one.aclose()
+    await other.aclose()
+
+
+@pytest.fixture
+async def cohort_stores(clients: Clients) -> AsyncIterator[Stores]:
+    if clients is None:
+        memory = MemoryCohortStore()
+        yield Stores(memory, memory)
+        return
+    one, other = (RedisCohortStore(client, retention=keys.Retention()) for client in clients)
+    for store in (one, other):  # so that a cluster's client gets to know the nodes once, whatever comes first
+        await store.load(CLASS)
+    yield Stores(one, other, clients[0])

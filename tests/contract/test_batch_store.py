@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -40,12 +39,12 @@ from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.recommendations import AdviceConfig, recommend
 from mastery_grpc.rpc.status import status_of
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.memory_batches import MemoryBatches
 from mastery_grpc.storage.redis_batch_work import CONSUMER, RedisBatchWork
 from mastery_grpc.storage.redis_batches import GROUP, RedisBatchStore
 from tests.batches import LIFETIME, batch_key, erasure_mark, forecast, mastery, new_batch, now, results_of
 from tests.builders import components, event_id
+from tests.contract.clients import Clients
 
 SCHOOL = "school_1"
 URGENT_FIRST = tuple(BatchPriority)
@@ -82,9 +81,9 @@ class Storage:
         return await self.other.load_results(batch.key, range(batch.item_count))
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    if request.param == "memory":
+@pytest.fixture
+async def storage(clients: Clients) -> AsyncIterator[Storage]:
+    if clients is None:
         memory = MemoryBatches(timer=time.monotonic)
 
         async def mark(key: StudentKey, at: datetime) -> None:
@@ -95,26 +94,18 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
 
         yield Storage(memory, memory, memory, memory, mark, lose)
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        clients: list[Any] = [connect(url, timeout=5), connect(url, timeout=5)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        store, other = (RedisBatchStore(client, lifetime=LIFETIME) for client in clients)
-        work, other_work = (RedisBatchWork(client, lifetime=LIFETIME) for client in clients)
+    store, other = (RedisBatchStore(client, lifetime=LIFETIME) for client in clients)
+    work, other_work = (RedisBatchWork(client, lifetime=LIFETIME) for client in clients)
 
-        async def mark_on_redis(key: StudentKey, at: datetime) -> None:
-            await clients[0].set(keys.erased(key), erasure_mark(at))
+    async def mark_on_redis(key: StudentKey, at: datetime) -> None:
+        await clients[0].set(keys.erased(key), erasure_mark(at))
 
-        async def lose_on_redis(taken: TakenChunk) -> None:
-            queue = keys.batch_queue(taken.priority)
-            terms = "IDLE", 3_600_000, "RETRYCOUNT", taken.deliveries
-            await clients[0].execute_command("XCLAIM", queue, GROUP, CONSUMER, 0, taken.entry_id, *terms)
+    async def lose_on_redis(taken: TakenChunk) -> None:
+        queue = keys.batch_queue(taken.priority)
+        terms = "IDLE", 3_600_000, "RETRYCOUNT", taken.deliveries
+        await clients[0].execute_command("XCLAIM", queue, GROUP, CONSUMER, 0, taken.entry_id, *terms)
 
-        yield Storage(store, other, work, other_work, mark_on_redis, lose_on_redis)
+    yield Storage(store, other, work, other_work, mark_on_redis, lose_on_redis)
 
 
 # --- submitting and reading -------------------------------------------------------------------------------

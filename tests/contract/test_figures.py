@@ -1,7 +1,6 @@
 """What every reader of figures does: one suite for the fake, for Redis, and for a Redis Cluster."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +12,12 @@ from mastery_grpc.application.ports import StudentRepository
 from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.domain.analytics.samples import Figures, columns_of
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.memory_figures import MemoryFigures
 from mastery_grpc.storage.memory_repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_figures import PORTION, RedisFigures
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, at, calculation, student
+from tests.contract.clients import Clients
 
 
 class Place(NamedTuple):
@@ -28,20 +27,14 @@ class Place(NamedTuple):
     repository: StudentRepository
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    if request.param == "memory":
+@pytest.fixture
+async def place(clients: Clients) -> AsyncIterator[Place]:
+    if clients is None:
         memory = MemoryStudentRepository(clock=at)
         yield Place(MemoryFigures(memory), memory)
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        client = connect(url, timeout=5)
-        stack.push_async_callback(client.aclose)
-        yield Place(RedisFigures(client), RedisStudentRepository(client, retention=keys.Retention()))
+    client, _ = clients
+    yield Place(RedisFigures(client), RedisStudentRepository(client, retention=keys.Retention()))
 
 
 async def settle(place: Place, count: int, *, school_id: str = "") -> dict[str, Figures]:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,13 +16,13 @@ from mastery_grpc.domain.batch import Batch, BatchOperation, BatchPriority, Batc
 from mastery_grpc.domain.errors import InvalidInput, StudentErased
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.memory_batches import MemoryBatches
 from mastery_grpc.storage.redis_batch_work import RedisBatchWork
 from mastery_grpc.storage.redis_batches import RedisBatchStore
 from mastery_grpc.storage.redis_held_batches import RedisHeldBatches
 from tests.batches import LIFETIME, batch_key, erasure_mark, mastery, new_batch, now, results_of
 from tests.builders import components
+from tests.contract.clients import Clients
 
 SCHOOL = "school_1"
 S1, S2 = StudentKey("s1", SCHOOL), StudentKey("s2", SCHOOL)
@@ -58,9 +57,9 @@ class Storage:
         return [msgspec.json.decode(record) for record in await self.held.held(student)]
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    if request.param == "memory":
+@pytest.fixture
+async def storage(clients: Clients) -> AsyncIterator[Storage]:
+    if clients is None:
         memory = MemoryBatches(timer=time.monotonic)
 
         async def mark(key: StudentKey, at: datetime) -> None:
@@ -71,28 +70,22 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
 
         yield Storage(memory, memory, memory, mark, clear)
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        client: Any = connect(url, timeout=5)
-        stack.push_async_callback(client.aclose)
+    client, _ = clients
 
-        async def mark_on_redis(key: StudentKey, at: datetime) -> None:
-            await client.set(keys.erased(key), erasure_mark(at))
+    async def mark_on_redis(key: StudentKey, at: datetime) -> None:
+        await client.set(keys.erased(key), erasure_mark(at))
 
-        async def clear_redis() -> None:
-            async for key in client.scan_iter():
-                await client.delete(key)
+    async def clear_redis() -> None:
+        async for key in client.scan_iter():
+            await client.delete(key)
 
-        yield Storage(
-            RedisBatchStore(client, lifetime=LIFETIME),
-            RedisBatchWork(client, lifetime=LIFETIME),
-            RedisHeldBatches(client, clock=now),
-            mark_on_redis,
-            clear_redis,
-        )
+    yield Storage(
+        RedisBatchStore(client, lifetime=LIFETIME),
+        RedisBatchWork(client, lifetime=LIFETIME),
+        RedisHeldBatches(client, clock=now),
+        mark_on_redis,
+        clear_redis,
+    )
 
 
 # --- what is held -----------------------------------------------------------------------------------------

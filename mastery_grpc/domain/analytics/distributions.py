@@ -95,8 +95,8 @@ def noncentral_t_below(value: float, freedom: float, shift: float) -> float:
 
     T = (Z + shift) / S with Z standard normal and S a chi variable over the root of its degrees of freedom, so it
     is the mean of P(Z < value * S - shift) over S: an integral of a smooth function, cut where it steps from 0 to
-    1. Unlike the usual series, this loses nothing where the shift is large. `freedom` is a whole number from 2 on; between
-    2 and 3 the density of S bends too sharply at zero for the rule of integration, and eight digits are right.
+    1. Unlike the usual series, this loses nothing where the shift is large. `freedom` is a whole number from 2 on:
+    between 2 and 3 the density of S bends too sharply at zero, and only seven digits are right.
     """
     if value < 0.0:
         return 1.0 - noncentral_t_below(-value, freedom, -shift)

@@ -13,7 +13,7 @@ from mastery_grpc.rpc.server import ServerTerms
 from mastery_grpc.rpc.signing_keys import DamagedKeys, JwksSource, RefreshTerms, SigningKeys, VerificationKey
 from mastery_grpc.rpc.tls import ServerCertificates, TlsFiles, UnusableTlsFile
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
-from mastery_grpc.storage.memory_quotas import MemoryQuotas
+from mastery_grpc.storage.memory.quotas import MemoryQuotas
 
 if TYPE_CHECKING:
     from mastery_grpc.application.rate_limits import Quotas

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mastery_grpc.storage.connection import RedisClient
 
 FIELD = b"e"
-_scripts = files("mastery_grpc.storage")
+_scripts = files("mastery_grpc.storage").joinpath("lua")
 _APPEND, _LOAD, _CUT, _SALT = (
     _scripts.joinpath(f"audit_{name}.lua").read_text() for name in ("append", "load", "cut", "salt")
 )

@@ -11,7 +11,7 @@ from mastery_grpc.application.manage_cohorts import CountedCohort, ManageCohorts
 from mastery_grpc.domain.cohorts import CohortKey
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage.connection import RedisClient
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import at, event_id
 
 CLASS = CohortKey("class-7b")

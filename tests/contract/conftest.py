@@ -6,7 +6,7 @@ import pytest
 
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import connect
-from mastery_grpc.storage.memory_cohorts import MemoryCohortStore
+from mastery_grpc.storage.memory.cohorts import MemoryCohortStore
 from mastery_grpc.storage.redis_cohorts import RedisCohortStore
 from tests.contract.clients import Clients
 from tests.contract.cohorts import CLASS, Stores

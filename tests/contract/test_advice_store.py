@@ -19,8 +19,8 @@ from mastery_grpc.domain.learning_path import LearningGoal, learning_path
 from mastery_grpc.domain.recommendations import AdviceConfig, Feedback, Verdict
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, Replicas, connect
-from mastery_grpc.storage.memory_advice import MemoryAdviceStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.advice import MemoryAdviceStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_advice import MOST_REQUESTS, RedisAdviceStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, event_id, quiz, student

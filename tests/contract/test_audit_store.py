@@ -12,7 +12,7 @@ from mastery_grpc.application.audit_store import Appended, AuditStore, ChainEnd,
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
-from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory.audit_log import MemoryAuditStore
 from mastery_grpc.storage.redis_audit_log import RedisAuditStore
 from tests.builders import student
 from tests.contract.clients import Clients

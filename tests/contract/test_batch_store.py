@@ -39,7 +39,7 @@ from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.recommendations import AdviceConfig, recommend
 from mastery_grpc.rpc.status import status_of
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.memory_batches import MemoryBatches
+from mastery_grpc.storage.memory.batches import MemoryBatches
 from mastery_grpc.storage.redis_batch_work import CONSUMER, RedisBatchWork
 from mastery_grpc.storage.redis_batches import GROUP, RedisBatchStore
 from tests.batches import LIFETIME, batch_key, erasure_mark, forecast, mastery, new_batch, now, results_of

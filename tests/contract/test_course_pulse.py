@@ -12,7 +12,7 @@ from mastery_grpc.domain.errors import StorageUnavailable
 from mastery_grpc.domain.forecasting.pulse import PULSE_DAYS, Count, CoursePulse, ExerciseCount
 from mastery_grpc.storage.connection import connect, run_pipeline
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
+from mastery_grpc.storage.memory.course_pulse import MemoryCoursePulses
 from mastery_grpc.storage.redis_course_pulse import PORTION, RedisCoursePulses
 from tests.contract.clients import Clients
 from tests.real.redis_servers import RedisServer

@@ -12,8 +12,8 @@ from mastery_grpc.application.ports import StudentRepository
 from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.domain.analytics.samples import Figures, columns_of
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.memory_figures import MemoryFigures
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.figures import MemoryFigures
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_figures import PORTION, RedisFigures
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, at, calculation, student

@@ -16,7 +16,7 @@ from mastery_grpc.domain.batch import Batch, BatchOperation, BatchPriority, Batc
 from mastery_grpc.domain.errors import InvalidInput, StudentErased
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.memory_batches import MemoryBatches
+from mastery_grpc.storage.memory.batches import MemoryBatches
 from mastery_grpc.storage.redis_batch_work import RedisBatchWork
 from mastery_grpc.storage.redis_batches import RedisBatchStore
 from mastery_grpc.storage.redis_held_batches import RedisHeldBatches

@@ -14,7 +14,7 @@ from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecas
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
+from mastery_grpc.storage.memory.issued_forecasts import MemoryIssuedForecasts
 from mastery_grpc.storage.records import encode_mark
 from mastery_grpc.storage.redis_issued_forecasts import SCAN_PORTION, RedisIssuedForecasts
 from tests.builders import STUDENT, student

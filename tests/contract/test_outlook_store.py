@@ -25,8 +25,8 @@ from mastery_grpc.domain.student import EMPTY_STATE, mastery_of
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.outlooks import MemoryOutlookStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, components, day, quiz, student

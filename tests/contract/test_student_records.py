@@ -18,8 +18,8 @@ from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.domain.recommendations import Feedback, Verdict
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
-from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.student_records import MemoryStudentRecords
 from mastery_grpc.storage.redis_advice import RedisAdviceStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from mastery_grpc.storage.redis_student_records import RedisStudentRecords

@@ -33,7 +33,7 @@ from mastery_grpc.domain.events import (
 from mastery_grpc.domain.scoring import ScoringRules
 from mastery_grpc.domain.student import EMPTY_STATE, Mastery, fold_all
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import (
     DEFAULT_RULES,

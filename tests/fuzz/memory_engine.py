@@ -26,16 +26,16 @@ from mastery_grpc.domain.student import Mastery
 from mastery_grpc.rpc.pipeline import CallPipeline
 from mastery_grpc.settings import Settings
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
-from mastery_grpc.storage.memory_advice import MemoryAdviceStore
-from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
-from mastery_grpc.storage.memory_batches import MemoryBatches
-from mastery_grpc.storage.memory_cohorts import MemoryCohortStore
-from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
-from mastery_grpc.storage.memory_figures import MemoryFigures
-from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
-from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
-from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
+from mastery_grpc.storage.memory.advice import MemoryAdviceStore
+from mastery_grpc.storage.memory.audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory.batches import MemoryBatches
+from mastery_grpc.storage.memory.cohorts import MemoryCohortStore
+from mastery_grpc.storage.memory.course_pulse import MemoryCoursePulses
+from mastery_grpc.storage.memory.figures import MemoryFigures
+from mastery_grpc.storage.memory.issued_forecasts import MemoryIssuedForecasts
+from mastery_grpc.storage.memory.outlooks import MemoryOutlookStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.student_records import MemoryStudentRecords
 from tests.fuzz.messages import COHORTS, DONE, PENDING, SETTLER
 from tests.integration.serving import quiz_event
 

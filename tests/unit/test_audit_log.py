@@ -16,7 +16,7 @@ from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.domain.audit_chain import AuditEntry, AuditKeys, FaultKind
 from mastery_grpc.domain.errors import InvalidPageToken, StorageUnavailable
 from mastery_grpc.domain.events import StudentKey
-from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory.audit_log import MemoryAuditStore
 from tests.builders import at, student
 
 KEYS = AuditKeys.derived_from(b"a secret of the tests, long enough")

@@ -26,7 +26,7 @@ from mastery_grpc.domain.batch import (
     order_of,
 )
 from mastery_grpc.domain.errors import BatchNotFound, InvalidPageToken, RequestIdReused, ShuttingDown, TooManyOpen
-from mastery_grpc.storage.memory_batches import MemoryBatches
+from mastery_grpc.storage.memory.batches import MemoryBatches
 from tests.batches import LIFETIME, batch_key, mastery, new_batch, results_of
 from tests.builders import at, components, event_id
 

@@ -21,7 +21,7 @@ from mastery_grpc.domain.analytics.trend import trend_of
 from mastery_grpc.domain.errors import InvalidInput, InvalidPageToken, StudentNotFound
 from mastery_grpc.domain.forecasting.forecast import Trend
 from mastery_grpc.domain.scoring import Component
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, day, fractions, quiz, student
 
 properties = settings(deadline=None, derandomize=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mastery_grpc.application.callers import CallClass, Caller, Role
 from mastery_grpc.application.rate_limits import CallLimits, Demand, Grant, RateLimiter
 from mastery_grpc.domain.errors import RateLimited, StorageUnavailable, TooManyOpen
-from mastery_grpc.storage.memory_quotas import MemoryQuotas
+from mastery_grpc.storage.memory.quotas import MemoryQuotas
 
 TEACHER = Caller("t1", Role.TEACHER, "school-1")
 OTHER = Caller("t2", Role.TEACHER, "school-1")

@@ -16,7 +16,7 @@ from mastery_grpc.application.batch_store import BatchItem, ItemOutcome, TakenCh
 from mastery_grpc.application.work_batches import MOST_DELIVERIES, WorkBatches
 from mastery_grpc.domain.batch import Batch, BatchPriority, BatchState
 from mastery_grpc.domain.errors import BrokerUnavailable, ItemFailed, StorageUnavailable
-from mastery_grpc.storage.memory_batches import MemoryBatches
+from mastery_grpc.storage.memory.batches import MemoryBatches
 from tests.batches import mastery, new_batch, now
 
 

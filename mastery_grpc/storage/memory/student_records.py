@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mastery_grpc.application.erasure_mark import ErasureAnnouncement
     from mastery_grpc.application.student_records import Records
     from mastery_grpc.domain.events import StudentKey
-    from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+    from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 
 
 class MemoryStudentRecords:

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from mastery_grpc.application.batches.submit import BatchLimits
+from mastery_grpc.application.compliance.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, Retention
 from mastery_grpc.application.rate_limits import CallLimits
-from mastery_grpc.application.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, Retention
-from mastery_grpc.application.submit_batch import BatchLimits
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.forecast import ForecastTerms
 from mastery_grpc.domain.recommendations import AdviceConfig

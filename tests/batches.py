@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from mastery_grpc.application.batch_store import BatchItem, ItemForecast, ItemOutcome, ItemResult, NewBatch
-from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
+from mastery_grpc.application.batches.store import BatchItem, ItemForecast, ItemOutcome, ItemResult, NewBatch
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, erase_millis
 from mastery_grpc.domain.batch import BatchKey, BatchOperation, BatchPriority, Chunk
 from mastery_grpc.domain.forecasting.forecast import Forecast, Trend
 from mastery_grpc.domain.student import Mastery, fold_all, mastery_of

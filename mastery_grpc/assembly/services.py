@@ -18,26 +18,26 @@ from mastery.v1 import (
     recommendation_service_pb2,
 )
 from mastery_grpc.application.accept_events import AcceptEvents
-from mastery_grpc.application.audit_log import AuditLog
-from mastery_grpc.application.batch_operations import BatchOperations
+from mastery_grpc.application.audit.log import AuditLog
+from mastery_grpc.application.batches.follow import FollowBatch
+from mastery_grpc.application.batches.operations import BatchOperations
+from mastery_grpc.application.batches.submit import SubmitBatch
+from mastery_grpc.application.batches.work import WorkBatches
 from mastery_grpc.application.calculate_mastery import CalculateMastery
 from mastery_grpc.application.callers import CallClass
-from mastery_grpc.application.cohort_members import CohortMembers
-from mastery_grpc.application.compare_cohorts import CompareCohorts
-from mastery_grpc.application.erase_student import EraseStudent
-from mastery_grpc.application.export_student import ExportStudent
-from mastery_grpc.application.follow_batch import FollowBatch
-from mastery_grpc.application.forget_overdue import ForgetOverdue
+from mastery_grpc.application.cohorts.compare import CompareCohorts
+from mastery_grpc.application.cohorts.members import CohortMembers
+from mastery_grpc.application.compliance.erase_student import EraseStudent
+from mastery_grpc.application.compliance.export_student import ExportStudent
+from mastery_grpc.application.compliance.forget_overdue import ForgetOverdue
+from mastery_grpc.application.compliance.retention import policy
 from mastery_grpc.application.predict_mastery import PredictMastery
 from mastery_grpc.application.read_history import ReadHistory
 from mastery_grpc.application.read_mastery import ReadMastery
 from mastery_grpc.application.rebuild_students import RebuildStudents
 from mastery_grpc.application.recommend import Recommend
-from mastery_grpc.application.retention import policy
-from mastery_grpc.application.submit_batch import SubmitBatch
 from mastery_grpc.application.verify_forecasts import VerifyForecasts
 from mastery_grpc.application.watch_mastery import WatchMastery
-from mastery_grpc.application.work_batches import WorkBatches
 from mastery_grpc.assembly.storage import Storage, utc_now
 from mastery_grpc.domain.audit_chain import AuditKeys
 from mastery_grpc.domain.forecasting.linear_regression import LinearRegressionForecaster
@@ -57,8 +57,8 @@ from mastery_grpc.rpc.recommendation_servicer import RecommendationServicer
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
 
 if TYPE_CHECKING:
-    from mastery_grpc.application.audit_store import AuditStore
-    from mastery_grpc.application.batch_store import BatchFeed, BatchStore
+    from mastery_grpc.application.audit.store import AuditStore
+    from mastery_grpc.application.batches.store import BatchFeed, BatchStore
     from mastery_grpc.application.event_observer import EventObserver
     from mastery_grpc.domain.forecasting.forecast import Forecaster
     from mastery_grpc.ingest.request_log import KafkaRequestLog

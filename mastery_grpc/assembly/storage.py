@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mastery_grpc.application.apply_events import ApplyEvents
-from mastery_grpc.application.cohort_members import CohortMembers
-from mastery_grpc.application.cohort_memberships import CohortMemberships
+from mastery_grpc.application.cohorts.manage import ManageCohorts
+from mastery_grpc.application.cohorts.members import CohortMembers
+from mastery_grpc.application.cohorts.memberships import CohortMemberships
 from mastery_grpc.application.course_pulse import CountCourses
-from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.settings import PREFIX, Settings, SettingsError
 from mastery_grpc.storage.batch_feed import RedisBatchFeed
 from mastery_grpc.storage.cache import CachedMasteryReader
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
-    from mastery_grpc.application.held_data import HeldData
+    from mastery_grpc.application.compliance.held_data import HeldData
     from mastery_grpc.storage.command_observer import CommandObserver
 
 COUNTING_INTERVAL = 5.0

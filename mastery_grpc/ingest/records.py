@@ -10,7 +10,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from mastery.v1 import events_pb2
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.application.event_protobuf import event_from_proto
 from mastery_grpc.application.student_update import Delivery

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
-    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+    from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
     from mastery_grpc.domain.events import LearningEvent
     from mastery_grpc.ingest.observation import ProducerObserver
     from mastery_grpc.ingest.records import Headers

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaException
 
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
 from mastery_grpc.application.event_observer import NobodyWatchesEvents
 from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.errors import (
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from mastery_grpc.application.apply_events import ApplyEvents
+    from mastery_grpc.application.compliance.student_records import StudentRecords
     from mastery_grpc.application.event_observer import EventObserver
-    from mastery_grpc.application.student_records import StudentRecords
     from mastery_grpc.ingest.dead_letters import DeadLetterLimit
     from mastery_grpc.ingest.observation import ConsumerObserver
     from mastery_grpc.ingest.topics import KafkaAccess

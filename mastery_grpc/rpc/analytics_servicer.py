@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mastery.v1 import analytics_service_pb2 as pb
-from mastery_grpc.application.compare_cohorts import CONFIDENCE_LEVEL
+from mastery_grpc.application.cohorts.compare import CONFIDENCE_LEVEL
 from mastery_grpc.application.read_history import HistoryRequest
 from mastery_grpc.domain.cohorts import CohortChange, CohortKey
 from mastery_grpc.domain.events import StudentKey
@@ -21,8 +21,8 @@ from mastery_grpc.rpc.convert_analytics import (
 )
 
 if TYPE_CHECKING:
-    from mastery_grpc.application.compare_cohorts import CompareCohorts
-    from mastery_grpc.application.manage_cohorts import ManageCohorts
+    from mastery_grpc.application.cohorts.compare import CompareCohorts
+    from mastery_grpc.application.cohorts.manage import ManageCohorts
     from mastery_grpc.application.read_history import ReadHistory
     from mastery_grpc.rpc.access import Call
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mastery.v1 import batch_service_pb2 as pb
-from mastery_grpc.application.submit_batch import Submission
+from mastery_grpc.application.batches.submit import Submission
 from mastery_grpc.domain.batch import BatchKey
 from mastery_grpc.rpc.convert_analytics import statistics_to_proto
 from mastery_grpc.rpc.convert_batch import (
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
-    from mastery_grpc.application.follow_batch import FollowBatch
-    from mastery_grpc.application.submit_batch import SubmitBatch
+    from mastery_grpc.application.batches.follow import FollowBatch
+    from mastery_grpc.application.batches.submit import SubmitBatch
     from mastery_grpc.rpc.access import Call
 
 CONVERTED_AT_ONCE = 100

@@ -14,8 +14,8 @@ from mastery_grpc.rpc.convert_advice import time_to_proto
 from mastery_grpc.rpc.convert_prediction import date_to_proto
 
 if TYPE_CHECKING:
-    from mastery_grpc.application.compare_cohorts import ComparedCohorts, ComparedStudent
-    from mastery_grpc.application.manage_cohorts import CountedCohort, CountedProfile
+    from mastery_grpc.application.cohorts.compare import ComparedCohorts, ComparedStudent
+    from mastery_grpc.application.cohorts.manage import CountedCohort, CountedProfile
     from mastery_grpc.application.read_history import HistoryPage
     from mastery_grpc.domain.analytics.comparison import Comparison
     from mastery_grpc.domain.analytics.history import HistoryBucket

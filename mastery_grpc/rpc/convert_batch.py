@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from mastery.v1 import batch_service_pb2 as pb
 from mastery.v1 import mastery_service_pb2, prediction_service_pb2, recommendation_service_pb2
-from mastery_grpc.application.batch_store import BatchItem, ItemForecast
+from mastery_grpc.application.batches.store import BatchItem, ItemForecast
 from mastery_grpc.application.event_protobuf import components_from_proto, rule_violations
 from mastery_grpc.domain.batch import BatchOperation, BatchPriority, BatchState
 from mastery_grpc.domain.errors import InvalidInput, MasteryError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from mastery_grpc.application.batch_store import ItemResult
+    from mastery_grpc.application.batches.store import ItemResult
     from mastery_grpc.domain.batch import Batch
 
 _OPERATIONS = {each: pb.BatchOperation.Value(f"BATCH_OPERATION_{each.name}") for each in BatchOperation}

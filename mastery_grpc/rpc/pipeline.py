@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
-from mastery_grpc.application.audit_log import AuditedCall
+from mastery_grpc.application.audit.log import AuditedCall
 from mastery_grpc.application.event_protobuf import rule_violations
 from mastery_grpc.domain.errors import InvalidInput, SlowReader, StorageUnavailable
 from mastery_grpc.rpc.access import AccessRule, Call

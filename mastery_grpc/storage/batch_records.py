@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from mastery_grpc.application.batch_store import BatchItem, ItemForecast, ItemResult
+from mastery_grpc.application.batches.store import BatchItem, ItemForecast, ItemResult
 from mastery_grpc.domain.batch import (
     Batch,
     BatchKey,
@@ -25,7 +25,7 @@ from mastery_grpc.storage.batch_faults import Fault, error_of, fault_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mastery_grpc.application.batch_store import NewBatch
+    from mastery_grpc.application.batches.store import NewBatch
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
 from mastery_grpc.domain.errors import ShuttingDown
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys

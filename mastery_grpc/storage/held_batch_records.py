@@ -13,7 +13,7 @@ from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.storage.batch_records import decode_item, decode_result
 
 if TYPE_CHECKING:
-    from mastery_grpc.application.batch_store import BatchItem, ItemResult
+    from mastery_grpc.application.batches.store import BatchItem, ItemResult
     from mastery_grpc.domain.events import StudentKey
 
 NOTHING = msgspec.Raw(b"null")

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mastery_grpc.application.retention import Retention as Retention
+from mastery_grpc.application.compliance.retention import Retention as Retention
 from mastery_grpc.domain.events import StudentKey
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mastery_grpc.application.batch_store import (
+from mastery_grpc.application.batches.store import (
     CLAIM_SECONDS,
     LOST_SECONDS,
     BegunChunk,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from mastery_grpc.application.batch_store import BatchItem
+    from mastery_grpc.application.batches.store import BatchItem
     from mastery_grpc.domain.batch import Batch
     from mastery_grpc.storage.batch_records import StoredBatch
     from mastery_grpc.storage.connection import Command, RedisClient

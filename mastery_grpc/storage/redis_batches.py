@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
-    from mastery_grpc.application.batch_store import BatchItem, ItemResult, NewBatch
+    from mastery_grpc.application.batches.store import BatchItem, ItemResult, NewBatch
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.storage.batch_records import StoredBatch
     from mastery_grpc.storage.connection import Command, RedisClient

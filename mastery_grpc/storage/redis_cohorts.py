@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mastery_grpc.application.cohort_store import StoredCohort
+from mastery_grpc.application.cohorts.store import StoredCohort
 from mastery_grpc.domain.cohorts import Cohort, CohortKey, CohortProfile
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import Replicas, raise_first_error, run_guarded, run_writes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
-    from mastery_grpc.application.cohort_store import CohortWrite
+    from mastery_grpc.application.cohorts.store import CohortWrite
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.storage.connection import Command, RedisClient
 

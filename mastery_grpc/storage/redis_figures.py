@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from redis.asyncio import RedisCluster
 
-from mastery_grpc.application.compare_cohorts import GroupFigures
+from mastery_grpc.application.cohorts.compare import GroupFigures
 from mastery_grpc.domain.analytics.samples import columns_in
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.domain.batch import BatchKey
 from mastery_grpc.storage import batch_records, keys
 from mastery_grpc.storage.connection import run_guarded

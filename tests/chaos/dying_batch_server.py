@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from mastery_grpc.app import serve
-from mastery_grpc.application.batch_operations import BatchOperations
+from mastery_grpc.application.batches.operations import BatchOperations
 from mastery_grpc.application.ports import StudentChange
 from mastery_grpc.commands.process import run_async
 from mastery_grpc.settings import read_settings

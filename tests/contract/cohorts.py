@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from mastery_grpc.application.cohort_members import CohortMembers
-from mastery_grpc.application.cohort_store import CohortStore, StoredCohort
-from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
-from mastery_grpc.application.manage_cohorts import CountedCohort, ManageCohorts
+from mastery_grpc.application.cohorts.manage import CountedCohort, ManageCohorts
+from mastery_grpc.application.cohorts.members import CohortMembers
+from mastery_grpc.application.cohorts.store import CohortStore, StoredCohort
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, erase_millis
 from mastery_grpc.domain.cohorts import CohortKey
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage.connection import RedisClient

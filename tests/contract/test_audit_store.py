@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mastery_grpc.application.audit_store import Appended, AuditStore, ChainEnd, Portion, SealedEntries
+from mastery_grpc.application.audit.store import Appended, AuditStore, ChainEnd, Portion, SealedEntries
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect

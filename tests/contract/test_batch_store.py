@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mastery_grpc.application.batch_store import (
+from mastery_grpc.application.batches.store import (
     BatchItem,
     BatchStore,
     BatchWork,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mastery_grpc.application.cohort_store import CohortStore, CohortWrite, Request, StoredCohort
+from mastery_grpc.application.cohorts.store import CohortStore, CohortWrite, Request, StoredCohort
 from mastery_grpc.domain.cohorts import MOST_MEMBERS, CohortKey, CohortProfile
 from mastery_grpc.domain.errors import CohortExists, CohortNotFound, StorageUnavailable
 from mastery_grpc.storage import keys

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mastery_grpc.application.apply_events import ApplyEvents
-from mastery_grpc.application.compare_cohorts import FigureReader
+from mastery_grpc.application.cohorts.compare import FigureReader
 from mastery_grpc.application.ports import StudentRepository
 from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.domain.analytics.samples import Figures, columns_of

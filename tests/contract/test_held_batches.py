@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from mastery_grpc.application.batch_store import BatchItem, BatchStore, BatchWork
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.held_data import HeldData
+from mastery_grpc.application.batches.store import BatchItem, BatchStore, BatchWork
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.held_data import HeldData
 from mastery_grpc.domain.batch import Batch, BatchOperation, BatchPriority, BatchState, item_event_id
 from mastery_grpc.domain.errors import InvalidInput, StudentErased
 from mastery_grpc.domain.events import StudentKey

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, erase_millis
 from mastery_grpc.application.ports import IssuedForecasts
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast, day_score

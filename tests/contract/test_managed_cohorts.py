@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from mastery_grpc.application.cohort_memberships import CohortMemberships
-from mastery_grpc.application.cohort_store import CohortStore
-from mastery_grpc.application.manage_cohorts import ManageCohorts
+from mastery_grpc.application.cohorts.manage import ManageCohorts
+from mastery_grpc.application.cohorts.memberships import CohortMemberships
+from mastery_grpc.application.cohorts.store import CohortStore
 from mastery_grpc.domain.cohorts import MOST_MEMBERS, CohortChange, CohortKey, WholeSchool
 from mastery_grpc.domain.errors import (
     CohortByRule,

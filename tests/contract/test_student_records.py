@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mastery_grpc.application.apply_events import ApplyEvents
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, erase_millis
+from mastery_grpc.application.compliance.student_records import StudentRecords
 from mastery_grpc.application.ports import StudentRepository
-from mastery_grpc.application.student_records import StudentRecords
 from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.errors import InvalidInput, StudentErased
 from mastery_grpc.domain.events import LearningEvent, StudentKey

@@ -16,9 +16,9 @@ from pydantic import SecretStr
 from mastery.v1 import analytics_service_pb2, batch_service_pb2, mastery_service_pb2
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.callers import CallClass, Caller, Role
-from mastery_grpc.application.cohort_members import CohortMembers
+from mastery_grpc.application.cohorts.manage import ManageCohorts
+from mastery_grpc.application.cohorts.members import CohortMembers
 from mastery_grpc.application.course_pulse import CountCourses
-from mastery_grpc.application.manage_cohorts import ManageCohorts
 from mastery_grpc.assembly import ANALYTICS_SERVICE, COUNTING_INTERVAL, Services, Storage, services_of, utc_now
 from mastery_grpc.domain.errors import ShuttingDown
 from mastery_grpc.domain.events import StudentKey

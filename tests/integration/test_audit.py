@@ -18,8 +18,8 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from mastery.v1 import access_pb2
 from mastery.v1 import mastery_service_pb2 as pb
-from mastery_grpc.application.audit_log import AuditLog
-from mastery_grpc.application.audit_reader import AuditFilter
+from mastery_grpc.application.audit.log import AuditLog
+from mastery_grpc.application.audit.reader import AuditFilter
 from mastery_grpc.application.callers import Role
 from mastery_grpc.assembly import audit_log_of
 from mastery_grpc.domain.audit_chain import AuditEntry

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from mastery_grpc.application.batch_store import LOST_SECONDS
+from mastery_grpc.application.batches.store import LOST_SECONDS
 from mastery_grpc.domain.batch import Batch, BatchPriority, BatchState
 from mastery_grpc.domain.errors import BatchNotFound, StorageUnavailable, TooManyOpen
 from mastery_grpc.domain.events import StudentKey

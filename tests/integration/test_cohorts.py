@@ -19,7 +19,7 @@ from mastery.v1.compliance_service_pb2 import (
     ExportStudentDataRequest,
 )
 from mastery.v1.compliance_service_pb2_grpc import ComplianceServiceStub
-from mastery_grpc.application.audit_reader import AuditFilter
+from mastery_grpc.application.audit.reader import AuditFilter
 from mastery_grpc.application.callers import Role
 from mastery_grpc.domain.cohorts import MOST_MEMBERS
 from tests.builders import event_id, student

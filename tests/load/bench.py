@@ -321,7 +321,7 @@ def bench_audit(rounds: int, seconds: float) -> Figures:
 def serve_unaudited() -> None:
     """The other side: the same server, to which nothing is worth an entry."""
     from mastery_grpc.__main__ import main as program
-    from mastery_grpc.application.audit_log import AuditLog
+    from mastery_grpc.application.audit.log import AuditLog
 
     AuditLog.record = lambda self, call: None  # type: ignore[method-assign]
     sys.argv = ["mastery-grpc", "serve"]
@@ -330,8 +330,8 @@ def serve_unaudited() -> None:
 
 async def audit_costs(redis_url: str) -> None:
     """Says what entries cost to write, to keep and to read, each figure once."""
-    from mastery_grpc.application.audit_log import AuditedCall
-    from mastery_grpc.application.audit_reader import AuditFilter
+    from mastery_grpc.application.audit.log import AuditedCall
+    from mastery_grpc.application.audit.reader import AuditFilter
     from mastery_grpc.assembly import audit_log_of, utc_now
     from mastery_grpc.settings import Settings
     from mastery_grpc.storage import keys

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mastery_grpc.application.batch_store import BatchItem
+from mastery_grpc.application.batches.follow import FollowBatch
+from mastery_grpc.application.batches.store import BatchItem
+from mastery_grpc.application.batches.submit import BatchLimits, Submission, SubmitBatch
 from mastery_grpc.application.callers import Caller, Role
-from mastery_grpc.application.follow_batch import FollowBatch
-from mastery_grpc.application.submit_batch import BatchLimits, Submission, SubmitBatch
 from mastery_grpc.domain.batch import (
     TURNS,
     Batch,

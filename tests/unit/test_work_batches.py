@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from mastery_grpc.application import work_batches
-from mastery_grpc.application.batch_store import BatchItem, ItemOutcome, TakenChunk
-from mastery_grpc.application.work_batches import MOST_DELIVERIES, WorkBatches
+from mastery_grpc.application.batches import work as work_batches
+from mastery_grpc.application.batches.store import BatchItem, ItemOutcome, TakenChunk
+from mastery_grpc.application.batches.work import MOST_DELIVERIES, WorkBatches
 from mastery_grpc.domain.batch import Batch, BatchPriority, BatchState
 from mastery_grpc.domain.errors import BrokerUnavailable, ItemFailed, StorageUnavailable
 from mastery_grpc.storage.memory.batches import MemoryBatches

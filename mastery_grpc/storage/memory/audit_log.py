@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.audit_store import Appended, ChainEnd, Portion
+from mastery_grpc.application.audit.store import Appended, ChainEnd, Portion
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from mastery_grpc.application.audit_store import SealedEntries
+    from mastery_grpc.application.audit.store import SealedEntries
     from mastery_grpc.domain.events import StudentKey
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.batch_store import (
+from mastery_grpc.application.batches.store import (
     CLAIM_SECONDS,
     BatchItem,
     BegunChunk,
@@ -16,7 +16,7 @@ from mastery_grpc.application.batch_store import (
     NewBatch,
     TakenChunk,
 )
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.domain.batch import Batch, BatchKey, BatchPriority, BatchState, Chunk, chunk_count, item_event_id
 from mastery_grpc.domain.errors import (
     BatchEnded,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.cohort_store import StoredCohort
+from mastery_grpc.application.cohorts.store import StoredCohort
 from mastery_grpc.domain.cohorts import Cohort
 
 if TYPE_CHECKING:
-    from mastery_grpc.application.cohort_store import CohortWrite
+    from mastery_grpc.application.cohorts.store import CohortWrite
     from mastery_grpc.domain.cohorts import CohortKey, CohortProfile
     from mastery_grpc.domain.events import StudentKey
 

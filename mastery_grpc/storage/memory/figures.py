@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.compare_cohorts import GroupFigures
+from mastery_grpc.application.cohorts.compare import GroupFigures
 from mastery_grpc.domain.analytics.samples import Figures, columns_of
 from mastery_grpc.domain.events import StudentKey
 

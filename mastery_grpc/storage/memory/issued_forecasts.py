@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.storage.record_lines import encode_issued, issued_in, line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date, datetime
 
-    from mastery_grpc.application.student_records import ErasureMarks
+    from mastery_grpc.application.compliance.student_records import ErasureMarks
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import date, datetime
 
-    from mastery_grpc.application.erasure_mark import ErasureMark
+    from mastery_grpc.application.compliance.erasure_mark import ErasureMark
     from mastery_grpc.application.ports import ProcessingRecord, StudentRewrite
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.student import Mastery

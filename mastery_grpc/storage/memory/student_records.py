@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.erasure_mark import ErasureMark, announcement_of
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, announcement_of
 from mastery_grpc.application.event_json import decode_event, encode_event
 from mastery_grpc.application.ports import LoggedEvent, StudentChange
 from mastery_grpc.domain.errors import InvalidInput
@@ -16,8 +16,8 @@ from mastery_grpc.storage.record_lines import OWN_KINDS, check_owner, line, read
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
-    from mastery_grpc.application.student_records import Records
+    from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
+    from mastery_grpc.application.compliance.student_records import Records
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 

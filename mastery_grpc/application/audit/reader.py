@@ -29,8 +29,8 @@ from mastery_grpc.domain.events import StudentKey, student_violations
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mastery_grpc.application.audit_pseudonyms import Pseudonyms
-    from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.audit.pseudonyms import Pseudonyms
+    from mastery_grpc.application.audit.store import AuditStore
     from mastery_grpc.domain.audit_chain import AuditKeys, Mark
 
 DEFAULT_PAGE_SIZE = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.domain.forecasting.verification import VERIFIED_HORIZON_DAYS
 from mastery_grpc.domain.recommendations import FEEDBACK_LIFETIME
 

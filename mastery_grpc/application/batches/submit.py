@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from mastery_grpc.application.batch_store import BatchItem, NewBatch
+from mastery_grpc.application.batches.store import BatchItem, NewBatch
 from mastery_grpc.application.callers import Caller
 from mastery_grpc.domain.batch import Batch, BatchKey, BatchOperation, BatchPriority, requested_batch_id
 from mastery_grpc.domain.errors import RequestIdReused
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
 
-    from mastery_grpc.application.batch_store import BatchStore
+    from mastery_grpc.application.batches.store import BatchStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

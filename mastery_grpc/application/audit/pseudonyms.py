@@ -17,7 +17,7 @@ from mastery_grpc.domain.events import student_violations
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.audit.store import AuditStore
     from mastery_grpc.domain.audit_chain import AuditKeys
     from mastery_grpc.domain.events import StudentKey
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mastery_grpc.application.data_kinds import DataKind
-    from mastery_grpc.application.erasure_mark import ErasureMark
+    from mastery_grpc.application.compliance.data_kinds import DataKind
+    from mastery_grpc.application.compliance.erasure_mark import ErasureMark
     from mastery_grpc.domain.events import StudentKey
 
 Records = dict["DataKind", list[bytes]]

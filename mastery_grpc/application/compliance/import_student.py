@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.export_student import ExportManifest, manifest_entry
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.export_student import ExportManifest, manifest_entry
 from mastery_grpc.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mastery_grpc.application.export_student import ExportRecord
-    from mastery_grpc.application.held_data import HeldData
-    from mastery_grpc.application.student_records import StudentRecords
+    from mastery_grpc.application.compliance.export_student import ExportRecord
+    from mastery_grpc.application.compliance.held_data import HeldData
+    from mastery_grpc.application.compliance.student_records import StudentRecords
     from mastery_grpc.domain.events import StudentKey
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import numpy as np
 
-from mastery_grpc.application.batch_store import ItemResult
+from mastery_grpc.application.batches.store import ItemResult
 from mastery_grpc.domain.analytics.samples import SampleStatistics, describe
 from mastery_grpc.domain.errors import InvalidPageToken
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
-    from mastery_grpc.application.batch_store import BatchFeed, BatchStore
+    from mastery_grpc.application.batches.store import BatchFeed, BatchStore
     from mastery_grpc.domain.batch import Batch, BatchKey
 
 DEFAULT_PAGE = 100

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.domain.errors import StudentNotFound
 from mastery_grpc.domain.events import StudentKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from mastery_grpc.application.audit_log import AuditLog
-    from mastery_grpc.application.held_data import HeldData
-    from mastery_grpc.application.student_records import StudentRecords
+    from mastery_grpc.application.audit.log import AuditLog
+    from mastery_grpc.application.compliance.held_data import HeldData
+    from mastery_grpc.application.compliance.student_records import StudentRecords
 
 _encode = msgspec.json.Encoder().encode
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.domain.cohorts import CohortChange, CohortKey
 from mastery_grpc.domain.errors import CohortByRule, CohortExists, CohortNotFound, CohortTooLarge, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mastery_grpc.application.cohort_store import CohortStore
-    from mastery_grpc.application.manage_cohorts import ManageCohorts
+    from mastery_grpc.application.cohorts.manage import ManageCohorts
+    from mastery_grpc.application.cohorts.store import CohortStore
     from mastery_grpc.domain.events import StudentKey
 
 

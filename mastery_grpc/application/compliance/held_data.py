@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mastery_grpc.application.data_kinds import DataKind
+    from mastery_grpc.application.compliance.data_kinds import DataKind
     from mastery_grpc.domain.events import StudentKey
 
 

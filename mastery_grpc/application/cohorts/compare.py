@@ -14,8 +14,8 @@ from mastery_grpc.domain.analytics.verdict import GroupNames, verdict
 from mastery_grpc.domain.errors import CohortNotFound, CohortTooSmall, StudentNotFound
 
 if TYPE_CHECKING:
-    from mastery_grpc.application.cohort_members import CohortMembers
-    from mastery_grpc.application.cohort_store import CohortStore
+    from mastery_grpc.application.cohorts.members import CohortMembers
+    from mastery_grpc.application.cohorts.store import CohortStore
     from mastery_grpc.domain.cohorts import Cohort, CohortKey
     from mastery_grpc.domain.events import StudentKey
 

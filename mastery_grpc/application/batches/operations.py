@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.batch_store import BatchItem, ItemForecast, ItemOutcome
+from mastery_grpc.application.batches.store import BatchItem, ItemForecast, ItemOutcome
 from mastery_grpc.application.calculate_mastery import Calculation
 from mastery_grpc.application.predict_mastery import WEEK
 from mastery_grpc.application.rebuild_students import Verdict

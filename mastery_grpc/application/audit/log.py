@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 from cachetools import TTLCache
 
-from mastery_grpc.application.audit_chain_end import OpenChain
-from mastery_grpc.application.audit_pseudonyms import Pseudonyms
-from mastery_grpc.application.audit_reader import STUDENT_CALLER, AuditReader
+from mastery_grpc.application.audit.chain_end import OpenChain
+from mastery_grpc.application.audit.pseudonyms import Pseudonyms
+from mastery_grpc.application.audit.reader import STUDENT_CALLER, AuditReader
 from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.domain.audit_chain import Draft, encode_call, micros_of
 from mastery_grpc.domain.errors import StorageUnavailable
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import timedelta
 
-    from mastery_grpc.application.audit_reader import AuditFilter, AuditPage, AuditVerdict
-    from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.audit.reader import AuditFilter, AuditPage, AuditVerdict
+    from mastery_grpc.application.audit.store import AuditStore
     from mastery_grpc.domain.audit_chain import AuditEntry, AuditKeys
 
 FLUSH_INTERVAL = 0.2

@@ -18,17 +18,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.erasure_mark import ErasureMark, announcement_of, erase_millis
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, announcement_of, erase_millis
 from mastery_grpc.domain.errors import StudentNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mastery_grpc.application.audit_log import AuditLog
-    from mastery_grpc.application.held_data import HeldData
+    from mastery_grpc.application.audit.log import AuditLog
+    from mastery_grpc.application.compliance.held_data import HeldData
+    from mastery_grpc.application.compliance.student_records import StudentRecords
     from mastery_grpc.application.ports import RequestLog, StudentRepository
-    from mastery_grpc.application.student_records import StudentRecords
     from mastery_grpc.domain.events import StudentKey
 
 

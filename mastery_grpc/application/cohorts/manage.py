@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
-from mastery_grpc.application.cohort_store import CohortWrite, Request
+from mastery_grpc.application.cohorts.store import CohortWrite, Request
 from mastery_grpc.application.page_tokens import PageTokens, page_size_of
 from mastery_grpc.domain.cohorts import Cohort, CohortChange, CohortProfile, WholeSchool, changed, created
 from mastery_grpc.domain.errors import (
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import datetime
 
-    from mastery_grpc.application.cohort_members import CohortMembers
-    from mastery_grpc.application.cohort_store import CohortStore, StoredCohort
-    from mastery_grpc.application.student_records import ErasureMarks
+    from mastery_grpc.application.cohorts.members import CohortMembers
+    from mastery_grpc.application.cohorts.store import CohortStore, StoredCohort
+    from mastery_grpc.application.compliance.student_records import ErasureMarks
     from mastery_grpc.domain.cohorts import CohortKey, Membership
 
 ATTEMPTS = 20

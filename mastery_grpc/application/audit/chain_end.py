@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from mastery_grpc.application.audit_store import ChainEnd, SealedEntries
+from mastery_grpc.application.audit.store import ChainEnd, SealedEntries
 from mastery_grpc.domain.audit_chain import Chain, Mark
 from mastery_grpc.domain.errors import StorageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mastery_grpc.application.audit_store import AuditStore
+    from mastery_grpc.application.audit.store import AuditStore
     from mastery_grpc.domain.audit_chain import AuditKeys, Draft
 
 MOST_ATTEMPTS = 100

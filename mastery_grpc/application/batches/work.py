@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from mastery_grpc.application.batch_store import CLAIM_SECONDS, BatchItem, ItemOutcome, ItemResult
+from mastery_grpc.application.batches.store import CLAIM_SECONDS, BatchItem, ItemOutcome, ItemResult
 from mastery_grpc.domain.batch import Batch, order_of
 from mastery_grpc.domain.errors import ItemFailed, StudentErased, Unavailable
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
-    from mastery_grpc.application.batch_store import BatchFeed, BatchWork, BegunChunk, TakenChunk
+    from mastery_grpc.application.batches.store import BatchFeed, BatchWork, BegunChunk, TakenChunk
     from mastery_grpc.domain.batch import BatchPriority
 
     Operations = Callable[[Batch, Mapping[int, BatchItem]], Awaitable[Mapping[int, ItemOutcome]]]

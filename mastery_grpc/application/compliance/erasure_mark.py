@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.domain.events import StudentKey
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

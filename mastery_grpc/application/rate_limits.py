@@ -361,3 +361,5 @@ class RateLimiter:
             account.size, account.low, account.slot = account.lease, account.lease // 2, grant.slot
             account.expires = now + self._lease_seconds
             self._leases.append((account.expires, account))
+        if account.owed:  # let in while this question was under way
+            self._ask(account, wish=0)

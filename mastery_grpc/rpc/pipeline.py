@@ -42,7 +42,9 @@ REQUEST_ID = "x-request-id"
 LONGEST_REQUEST_ID = 64
 AUDITED_AT_ONCE = 1000
 """Students of one stream of events before they are told to the audit log."""
-OK = 0
+EVENTS_OF_A_CALL = 1000
+"""So many events of a stream count as one more call against the caller's limit, as in IngestEvents."""
+OK, CANCELLED = 0, 1
 FAREWELL_SECONDS = 0.5
 
 
@@ -133,6 +135,9 @@ class CallPipeline:
                 visit.tell(response)
                 serialized: bytes = response.SerializeToString()
                 visit.record(OK)
+            except asyncio.CancelledError:
+                visit.break_off()
+                raise
             except Exception as error:
                 await visit.abort(error)
             return serialized
@@ -164,6 +169,9 @@ class CallPipeline:
                 with limiter.open_stream(admitted.caller):
                     await _send(handler(visit.parsed(stream), admitted), context, patience)
                 visit.record(OK)
+            except asyncio.CancelledError:
+                visit.break_off()
+                raise
             except Exception as error:
                 await visit.abort(error)
 
@@ -232,7 +240,11 @@ class _Visit:
 
     async def parsed(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         """Yields the requests of a stream, each found to be good."""
+        caller, count = self._caller, 0
         async for data in stream:
+            count += 1
+            if count % EVENTS_OF_A_CALL == 0 and caller is not None:
+                await self._stage.limit(caller, self._stage.rule.call_class)
             request = self._stage.parse(data)
             self._students |= dict.fromkeys(self._stage.subjects(request, self._school_id))
             if len(self._students) >= AUDITED_AT_ONCE:
@@ -259,6 +271,11 @@ class _Visit:
                     request_id=self._request_id,
                 )
             )
+
+    def break_off(self) -> None:
+        """Takes down a call whose caller did not wait for its end: what he asked for may have been done."""
+        with suppress(StorageUnavailable):  # it is over anyhow
+            self.record(CANCELLED)
 
     async def abort(self, error: Exception) -> None:
         """Ends the call with the status of an error."""

@@ -23,7 +23,7 @@ SERVICE = "mastery"
 TLS_USER, TLS_PASSWORD = "mastery", "secret"
 PRODUCT_RIGHTS = (
     "~student:* ~students ~school:* ~processed:* ~erased:* ~course:* ~forecast:* ~audit:* ~limit:* ~upkeep:* "
-    "&mastery:* +@read +@write +@scripting +@pubsub +@connection +time"
+    "&mastery:* +@read +@write +@scripting +@pubsub +@connection -@dangerous +time"
 )
 OLDEST_MAJOR = 7  # CLUSTER ADDSLOTSRANGE and cluster-port came with Redis 7
 

@@ -18,6 +18,7 @@ from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.commands import dlq
 from mastery_grpc.commands.audit import audit
 from mastery_grpc.commands.backtest import backtest
+from mastery_grpc.commands.erase_again import erase_again
 from mastery_grpc.commands.health import health
 from mastery_grpc.commands.import_student import import_student
 from mastery_grpc.commands.process import run_async
@@ -35,6 +36,7 @@ from mastery_grpc.telemetry.logs import configure_logs
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 cli.add_typer(dlq.cli, name="dlq")
 cli.command()(audit)
+cli.command("erase-again")(erase_again)
 cli.command("import")(import_student)
 cli.command()(health)
 cli.command()(rebuild)

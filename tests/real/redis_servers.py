@@ -23,7 +23,7 @@ SERVICE = "mastery"
 TLS_USER, TLS_PASSWORD = "mastery", "secret"
 PRODUCT_RIGHTS = (
     "~student:* ~students ~school:* ~processed:* ~erased:* ~course:* ~forecast:* ~cohort:* ~batch:* ~audit:* "
-    "~limit:* ~upkeep:* &mastery:* +@read +@write +@scripting +@pubsub +@connection +time"
+    "~limit:* ~upkeep:* &mastery:* +@read +@write +@scripting +@pubsub +@connection -@dangerous +time"
 )
 """As the README states them."""
 OLDEST_MAJOR = 7  # CLUSTER ADDSLOTSRANGE and cluster-port came with Redis 7

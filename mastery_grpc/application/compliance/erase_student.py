@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mastery_grpc.application.audit.log import AuditLog
+    from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
     from mastery_grpc.application.compliance.held_data import HeldData
     from mastery_grpc.application.compliance.student_records import StudentRecords
     from mastery_grpc.application.ports import RequestLog, StudentRepository
@@ -95,6 +96,30 @@ class EraseStudent:
             mark = await self._finish(student, mark)
         return self._receipt(mark)
 
+    async def again(self, announced: ErasureAnnouncement) -> bool:
+        """Erases once more who was erased before the storage was put back to an older state.
+
+        Returns False, and changes nothing, if the storage knows of this erasure or of a later one. The mark has
+        the receipt and the time of the first erasure: what was produced after it may be applied again.
+        """
+        student = announced.student
+        [mark] = await self._records.marks_of([student])
+        if mark is None or mark.erase_millis < announced.erase_millis:
+            pseudonym = await self._audit.forget(student)
+            mark = await self._records.erase(
+                student,
+                ErasureMark(
+                    rebuilds=0,
+                    erase_millis=announced.erase_millis,
+                    receipt_id=announced.receipt_id,
+                    pseudonym=pseudonym.hex(),
+                ),
+            )
+        elif mark.is_finished or mark.receipt_id != announced.receipt_id:
+            return False
+        await self._finish(student, mark, is_announced=True)
+        return True
+
     async def _erase(self, student: StudentKey, request_id: str) -> ErasureMark:
         if not await self._held(student):
             raise StudentNotFound(student.student_id)
@@ -110,7 +135,7 @@ class EraseStudent:
             ),
         )
 
-    async def _finish(self, student: StudentKey, mark: ErasureMark) -> ErasureMark:
+    async def _finish(self, student: StudentKey, mark: ErasureMark, *, is_announced: bool = False) -> ErasureMark:
         await self._repository.strike_off([student])
         counts = Counter(mark.counts)
         for holder in self._elsewhere:  # 3
@@ -118,7 +143,7 @@ class EraseStudent:
         # Noted before anything is announced, or a repeat would not count again what is gone.
         mark = replace(mark, counts={kind: counts[kind] for kind in DataKind if counts[kind]})
         await self._records.finish(student, mark)
-        if self._request_log is not None:
+        if self._request_log is not None and not is_announced:
             await self._request_log.append_erasure(announcement_of(student, mark))  # 4
         [left] = await self._records.marks_of([student])
         if left is not None and left.receipt_id == mark.receipt_id:

@@ -26,6 +26,7 @@ RUN python3.13 -m venv /build && python3.13 -m venv --without-pip /opt/mastery
 COPY pyproject.toml constraints.txt README.md hatch_build.py ./
 COPY protos protos
 COPY mastery_grpc mastery_grpc
+COPY clients/python clients/python
 RUN --mount=type=cache,target=/root/.cache/pip \
     /build/bin/pip wheel --quiet --no-deps --wheel-dir /wheels . \
  && /build/bin/pip --python /opt/mastery/bin/python3.13 install --quiet --no-compile -c constraints.txt \

@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/master
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	@echo "setting up $(VENV) (once, about a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,embedded,train,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,cli,embedded,train,dev]'
 	@touch $@
 
 .PHONY: run
@@ -26,7 +26,7 @@ run: $(READY)  ## Run everything here, with a simulated class; Ctrl-C stops it
 
 .PHONY: test
 test: $(READY)  ## Run the tests, on a real Redis and a real Kafka where one can be had
-	@$(BIN)/pytest -q tests/unit tests/contract tests/integration
+	@$(BIN)/pytest -q tests/unit tests/contract tests/client tests/integration
 
 .PHONY: e2e
 e2e: $(READY)  ## Run the end-to-end tests: the service's own processes on Redis and Apache Kafka

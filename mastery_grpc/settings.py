@@ -9,8 +9,9 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from mastery_grpc.application.batches.submit import BatchLimits
+from mastery_grpc.application.compliance.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, Retention
 from mastery_grpc.application.rate_limits import CallLimits
-from mastery_grpc.application.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, Retention
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.forecast import ForecastTerms
 from mastery_grpc.domain.recommendations import AdviceConfig
@@ -52,7 +53,7 @@ Days = Annotated[int, Field(ge=1, le=3650)]
 class Settings(BaseSettings):
     """Everything that an operator may set. The variable of `redis_url` is `MASTERY_REDIS_URL`, and so on."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_by_name=True)
 
     redis_url: Annotated[str, AfterValidator(_known_scheme)] = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://`, `unix://`, `redis+cluster://`, or `redis+sentinel://host:port,host:port/service`."""
@@ -117,8 +118,30 @@ class Settings(BaseSettings):
     max_streams_services: Annotated[int, Field(ge=0)] = 1000
     """The same for a service."""
 
+    max_batches_people: Annotated[int, Field(ge=0)] = 10
+    """Batches that a student, teacher or administrator may have in flight; 0: without limit."""
+    max_batches_services: Annotated[int, Field(ge=0)] = 100
+    """The same for a service."""
+    batch_chunks_at_once: Annotated[int, Field(ge=0, le=16)] = 1
+    """Chunks of batches that each server process works on at a time; 0: it leaves them to others."""
+
     metrics_port: Port = 9464
-    """Where the server shows its metrics to Prometheus. Several processes take the ports from this one on."""
+    """Where server and worker show their metrics to Prometheus. Several server processes take the ports from this
+    one on."""
+
+    # The SDK of OpenTelemetry reads its variables itself. These few tell whether there is anybody to send to.
+    otel_exporter_otlp_endpoint: Annotated[str, Field(validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")] = ""
+    otel_exporter_otlp_traces_endpoint: Annotated[
+        str, Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    ] = ""
+    otel_exporter_otlp_metrics_endpoint: Annotated[
+        str, Field(validation_alias="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+    ] = ""
+    otel_exporter_otlp_protocol: Annotated[str, Field(validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL")] = "grpc"
+    otel_traces_exporter: Annotated[str, Field(validation_alias="OTEL_TRACES_EXPORTER")] = ""
+    otel_metrics_exporter: Annotated[str, Field(validation_alias="OTEL_METRICS_EXPORTER")] = ""
+    otel_traces_sampler: Annotated[str, Field(validation_alias="OTEL_TRACES_SAMPLER")] = ""
+    otel_sdk_disabled: Annotated[bool, Field(validation_alias="OTEL_SDK_DISABLED")] = False
 
     breaker_failures: Annotated[int, Field(ge=1)] = 5
     """So many failures of Redis, or of Kafka, in a row, and the server answers UNAVAILABLE at once."""
@@ -182,6 +205,8 @@ class Settings(BaseSettings):
     retention_path_hours: Annotated[int, Field(ge=1, le=30 * 24)] = 24
     retention_feedback_days: Days = 90
     """No less than dismissed advice is to be kept away."""
+    retention_batch_days: Days = 7
+    """From when a batch was submitted."""
     retention_erasure_mark_days: Days = 37
     """A week more than the dead letters are kept: none of them may outlive the mark."""
 
@@ -256,9 +281,24 @@ class Settings(BaseSettings):
             issued_forecasts=timedelta(days=self.retention_issued_forecast_days),
             path=timedelta(hours=self.retention_path_hours),
             feedback=timedelta(days=self.retention_feedback_days),
+            batches=timedelta(days=self.retention_batch_days),
             audit=timedelta(days=self.audit_retention_days),
             erasure_mark=timedelta(days=self.retention_erasure_mark_days),
         )
+
+    def sends_metrics(self) -> bool:
+        """Returns whether metrics go out by OTLP. Raises SettingsError for a protocol that is not spoken."""
+        return self._sends(self.otel_metrics_exporter, self.otel_exporter_otlp_metrics_endpoint)
+
+    def sends_traces(self) -> bool:
+        """Returns whether traces are kept, and go out by OTLP. Raises SettingsError as `sends_metrics` does."""
+        return self._sends(self.otel_traces_exporter, self.otel_exporter_otlp_traces_endpoint)
+
+    def _sends(self, exporter: str, endpoint: str) -> bool:
+        wanted = exporter == "otlp" or bool(not exporter and (endpoint or self.otel_exporter_otlp_endpoint))
+        if wanted and self.otel_exporter_otlp_protocol != "grpc":
+            raise SettingsError("OTEL_EXPORTER_OTLP_PROTOCOL: only grpc is spoken")
+        return wanted and not self.otel_sdk_disabled
 
     def call_limits(self) -> CallLimits:
         """Returns how many calls callers may make, and how many streams they may hold."""
@@ -268,6 +308,10 @@ class Settings(BaseSettings):
             streams_people=self.max_streams_people,
             streams_services=self.max_streams_services,
         )
+
+    def batch_limits(self) -> BatchLimits:
+        """Returns how many batches callers may have in flight."""
+        return BatchLimits(people=self.max_batches_people, services=self.max_batches_services)
 
     def forecast_terms(self) -> ForecastTerms:
         """Returns what every forecast is asked to state."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
+from mastery_grpc.application.event_observer import NobodyWatchesEvents
 from mastery_grpc.application.student_update import Delivery, Outcome
 
 if TYPE_CHECKING:
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from mastery_grpc.application.apply_events import ApplyEvents
+    from mastery_grpc.application.event_observer import EventObserver
     from mastery_grpc.application.ports import RequestLog
     from mastery_grpc.domain.events import LearningEvent
 
@@ -24,12 +27,20 @@ class AcceptEvents:
     """
 
     def __init__(
-        self, apply: ApplyEvents, request_log: RequestLog | None, *, clock: Callable[[], datetime]
+        self,
+        apply: ApplyEvents,
+        request_log: RequestLog | None,
+        *,
+        clock: Callable[[], datetime],
+        observer: EventObserver | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         """Without a request log events are applied, and no results are published."""
         self._apply = apply
         self._request_log = request_log
         self._clock = clock
+        self.observer = observer or NobodyWatchesEvents()
+        self._timer = timer
 
     async def __call__(
         self, events: Sequence[LearningEvent], *, produced_time: datetime | None = None
@@ -38,11 +49,15 @@ class AcceptEvents:
 
         `produced_time`: if they were given to the engine earlier than now.
         """
-        accepted_time = produced_time or self._clock()
+        accepted_time, arrived = produced_time or self._clock(), self._timer()
         if self._request_log is None:
             origins = [""] * len(events)
         else:
             origins = await self._request_log.append(events, produced_time=produced_time)
-        return await self._apply(
+        outcomes = await self._apply(
             [Delivery(event, origin, accepted_time) for event, origin in zip(events, origins, strict=True)]
         )
+        age = self._timer() - arrived
+        for event, outcome in zip(events, outcomes, strict=True):
+            self.observer.settled(event, outcome, age=age)
+        return outcomes

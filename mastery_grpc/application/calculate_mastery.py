@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from mastery_grpc.application.student_update import Delivery, Outcome, StudentUpdate, needs_log
-from mastery_grpc.domain.errors import StudentNotFound
+from mastery_grpc.domain.errors import MasteryError, StudentNotFound, Unavailable
 from mastery_grpc.domain.events import LearningEvent, MasteryCalculation, StudentKey
 from mastery_grpc.domain.scoring import Components, Weights
 from mastery_grpc.domain.student import Mastery, reweighted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
 
     from mastery_grpc.application.accept_events import AcceptEvents
@@ -36,6 +36,8 @@ class Calculation:
     """A UUID in lower case; the same one has its effect once. Empty for a call that always counts."""
     produced_time: datetime | None = None
     """When it was asked for, if that was not just now: one from before the student was erased is dropped."""
+    event_time: datetime | None = None
+    """None for now."""
 
 
 class CalculateMastery:
@@ -60,6 +62,24 @@ class CalculateMastery:
         """Returns the mastery that results, and whether this request had been applied before."""
         [outcome] = await self._accept([self._event(calculation)], produced_time=calculation.produced_time)
         return _weighted(await self._mastery_in(outcome, calculation), calculation), outcome.duplicate
+
+    async def many(self, calculations: Sequence[Calculation]) -> list[Mastery | MasteryError]:
+        """Returns for each calculation the mastery that results, or the error that a call for it would raise.
+
+        All of them were asked for at the same time.
+        """
+        [produced_time] = {calculation.produced_time for calculation in calculations}
+        events = [self._event(calculation) for calculation in calculations]
+        outcomes = await self._accept(events, produced_time=produced_time)
+        found: list[Mastery | MasteryError] = []
+        for outcome, calculation in zip(outcomes, calculations, strict=True):
+            try:
+                found.append(_weighted(await self._mastery_in(outcome, calculation), calculation))
+            except Unavailable:
+                raise
+            except MasteryError as error:
+                found.append(error)
+        return found
 
     async def preview(self, calculation: Calculation) -> Mastery:
         """Returns the mastery that would result, and stores nothing."""
@@ -86,7 +106,7 @@ class CalculateMastery:
         return LearningEvent(
             event_id=calculation.request_id or str(uuid4()),
             student=calculation.student,
-            event_time=self._clock(),
+            event_time=calculation.event_time or self._clock(),
             payload=MasteryCalculation(components=calculation.components),
             source=SOURCE,
         )

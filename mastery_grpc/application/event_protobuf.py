@@ -10,6 +10,8 @@ import protovalidate
 from mastery_grpc.domain.errors import InvalidInput, Violation
 from mastery_grpc.domain.events import (
     EARLIEST,
+    LATEST,
+    OUT_OF_TIME,
     ConsistencyActivity,
     ExerciseCompletion,
     LearningEvent,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     from mastery.v1 import events_pb2, mastery_pb2
     from mastery_grpc.domain.events import Payload
+
+_LAST_SECOND = (LATEST - EARLIEST) // timedelta(seconds=1)
 
 _validator = protovalidate.Validator()
 
@@ -59,6 +63,9 @@ def time_from_proto(message: Timestamp, field: str) -> datetime:
     """Returns the time in a message that has been validated, to the microsecond. Raises InvalidInput."""
     if not 0 <= message.nanos < 1_000_000_000:  # a rule that protovalidate cannot state
         raise InvalidInput.of(field, "nanos must be from 0 to 999999999")
+    # One that it can state, and does not keep where the time in nanoseconds is more than 64 bits hold.
+    if not 0 <= message.seconds <= _LAST_SECOND:
+        raise InvalidInput.of(field, OUT_OF_TIME)
     return EARLIEST + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 

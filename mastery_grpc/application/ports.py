@@ -17,7 +17,7 @@ from mastery_grpc.domain.student import EMPTY_STATE, Mastery, StudentState
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+    from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
     from mastery_grpc.domain.forecasting.pulse import CoursePulse
     from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast
 

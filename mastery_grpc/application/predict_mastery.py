@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import structlog
@@ -50,6 +52,16 @@ ReasonsFor = Callable[
 _Made = TypeVar("_Made")
 
 log = structlog.get_logger(__name__)
+
+
+class ForecastOutcome(StrEnum):
+    """What becomes of a forecast that is asked for."""
+
+    MADE = "made"
+    KEPT = "kept"
+    """It had been made before, and nothing has happened since."""
+    UNKNOWN_STUDENT = "unknown_student"
+    INSUFFICIENT_HISTORY = "insufficient_history"
 
 
 class Sighted(NamedTuple):
@@ -111,6 +123,8 @@ class PredictMastery:
         self._clock = clock
         self._course_pulses = course_pulses
         self._on_issued = on_issued
+        self.outcomes: Counter[str] = Counter({outcome.value: 0 for outcome in ForecastOutcome})
+        """What became of the outlooks that were asked for, since the process began."""
 
     async def outlook(self, student: StudentKey) -> Sighted:
         """Returns a student's outlook. Raises StudentNotFound, InsufficientHistory."""
@@ -139,6 +153,7 @@ class PredictMastery:
                     missing.append(student)
             if missing:
                 found |= await self._make(missing, now)
+        self.outcomes.update(_outcome(each) for each in found.values())
         return [found[student] for student in students]
 
     async def interventions(self, students: Sequence[StudentKey]) -> list[Intervention | MasteryError]:
@@ -258,6 +273,14 @@ class PredictMastery:
                 await self._on_issued([kept.outlook for kept in made])
         except StorageUnavailable as error:
             log.warning("outlooks are not kept", reason=str(error))
+
+
+def _outcome(found: Sighted | MasteryError) -> str:
+    if isinstance(found, Sighted):
+        return ForecastOutcome.KEPT if found.from_cache else ForecastOutcome.MADE
+    if isinstance(found, StudentNotFound):
+        return ForecastOutcome.UNKNOWN_STUDENT
+    return ForecastOutcome.INSUFFICIENT_HISTORY
 
 
 async def _aside(count: int, work: Callable[[], _Made]) -> _Made:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
+from mastery_grpc.application.callers import CallClass
 from mastery_grpc.domain.errors import RateLimited, StorageUnavailable, TooManyOpen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mastery_grpc.application.callers import CallClass, Caller
+    from mastery_grpc.application.callers import Caller
 
 SLOTS = 20
 """So many parts the period has. A call counts until the part that it falls in is a whole period ago."""
@@ -38,6 +39,8 @@ LARGEST_SHARE = 20
 """A lease is no more than one in so many of the calls that are left, but at least one call."""
 CREDIT_SHARE = 10
 """A call is let in unpaid only if, as far as is known, one in so many calls of the limit is left."""
+
+STREAM = "stream"
 
 log = structlog.get_logger(__name__)
 
@@ -191,6 +194,8 @@ class RateLimiter:
         self._ask_again_at = -math.inf
         self._is_away = False
         self._streams: Counter[Caller] = Counter()
+        self.refusals: Counter[str] = Counter(dict.fromkeys((*CallClass, STREAM), 0))
+        """Since the process began, by class of calls; streams are a class of their own."""
 
     async def admit(self, caller: Caller, call_class: CallClass) -> None:
         """Counts one call. Raises RateLimited."""
@@ -213,6 +218,7 @@ class RateLimiter:
     def open_stream(self, caller: Caller) -> Iterator[None]:
         """Counts one stream while the context is open. Raises TooManyOpen on entering."""
         if (limit := self._limits.streams_of(caller)) and self._streams[caller] >= limit:
+            self.refusals[STREAM] += 1
             raise TooManyOpen("streams", limit)
         self._streams[caller] += 1
         try:
@@ -282,6 +288,7 @@ class RateLimiter:
             raise self._refusal(account, retry_after)
 
     def _refusal(self, account: _Account, seconds: float) -> RateLimited:
+        self.refusals[account.key.call_class] += 1
         return RateLimited(
             account.key.call_class.value,
             limit=account.limit,
@@ -354,3 +361,5 @@ class RateLimiter:
             account.size, account.low, account.slot = account.lease, account.lease // 2, grant.slot
             account.expires = now + self._lease_seconds
             self._leases.append((account.expires, account))
+        if account.owed:  # let in while this question was under way
+            self._ask(account, wish=0)

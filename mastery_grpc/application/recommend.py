@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -138,18 +139,31 @@ class Recommend:
 
     async def next_steps(self, student: StudentKey, max_results: int | None = None) -> tuple[Recommendation, ...]:
         """Returns what to do next, most important first; at most as many as are set, or as `max_results`."""
-        record, mastery = await self._load(student)
-        forecast = None
-        if self._forecasts is not None:
-            [forecast] = await self._forecasts.seven_days([student])
-        advice = recommend(
-            mastery,
-            feedback=record.given.feedback,
-            config=self.config,
-            now=self._clock(),
-            forecast=forecast,
-        )
+        [advice] = await self.many([student])
+        if isinstance(advice, StudentNotFound):
+            raise advice
         return advice[:max_results]
+
+    async def many(self, students: Sequence[StudentKey]) -> list[tuple[Recommendation, ...] | StudentNotFound]:
+        """Returns for each student what to do next, or the error that `next_steps` would raise."""
+        records = await asyncio.gather(*map(self._store.load, students))
+        known = [student for student, record in zip(students, records, strict=True) if record.mastery is not None]
+        forecasts: dict[StudentKey, Forecast | None] = {}
+        if self._forecasts is not None and known:
+            forecasts = dict(zip(known, await self._forecasts.seven_days(known), strict=True))
+        now = self._clock()
+        return [
+            StudentNotFound(student.student_id)
+            if record.mastery is None
+            else recommend(
+                record.mastery,
+                feedback=record.given.feedback,
+                config=self.config,
+                now=now,
+                forecast=forecasts.get(student),
+            )
+            for student, record in zip(students, records, strict=True)
+        ]
 
     async def path(self, request: PathRequest) -> FoundPath:
         """Returns the path asked for: the one kept, if it was made of the same, else a new one, which is kept."""

@@ -44,6 +44,8 @@ class Outcome:
     mastery: Mastery | None = None
     """The mastery after the event; None if it was refused, or applied too long ago to say."""
     duplicate: bool = False
+    late: bool = False
+    """Whether it was applied, and is older than an event applied before."""
     results: tuple[Result, ...] = ()
     """What is to be published for this delivery. A duplicate has results only if it is the very record that
     was applied before: then the first attempt may have died before it could publish them."""
@@ -115,6 +117,7 @@ class StudentUpdate:
             return self._duplicate(record, delivery)
         if event.event_id in self._timeline:
             return Outcome(duplicate=True)
+        is_late = event.position <= self._timeline.state.position
         try:
             results = self._fold(event)
         except EventTooOld as error:
@@ -122,7 +125,7 @@ class StudentUpdate:
         record = ProcessingRecord(self._now, delivery.origin, results)
         self._processed[event.event_id] = record
         self._applied.append(AppliedEvent(event, record))
-        return Outcome(mastery=self._mastery, results=self._advised(results))
+        return Outcome(mastery=self._mastery, late=is_late, results=self._advised(results))
 
     def change(self, *, log_retention: timedelta) -> StudentChange | None:
         """Returns what is to be written, None if no delivery was new."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement, announcement_of
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement, announcement_of
 from mastery_grpc.domain.student import Mastery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from mastery_grpc.application.compliance.student_records import ErasureMarks
     from mastery_grpc.application.ports import MasteryFeed, StudentRepository
-    from mastery_grpc.application.student_records import ErasureMarks
     from mastery_grpc.domain.events import StudentKey
 
 

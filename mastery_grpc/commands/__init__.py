@@ -21,7 +21,7 @@ from mastery_grpc.commands.backtest import backtest
 from mastery_grpc.commands.erase_again import erase_again
 from mastery_grpc.commands.health import health
 from mastery_grpc.commands.import_student import import_student
-from mastery_grpc.commands.process import log_json, run_async
+from mastery_grpc.commands.process import run_async
 from mastery_grpc.commands.rebuild import rebuild
 from mastery_grpc.commands.topics import topics
 from mastery_grpc.commands.train import train
@@ -31,6 +31,7 @@ from mastery_grpc.rpc.authentication import issue_token
 from mastery_grpc.settings import Settings, SettingsError, read_settings
 from mastery_grpc.simulation.learners import simulate_class
 from mastery_grpc.simulation.producer import EventProducer, send_events
+from mastery_grpc.telemetry.logs import configure_logs
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 cli.add_typer(dlq.cli, name="dlq")
@@ -57,7 +58,7 @@ def run() -> None:
 @cli.command()
 def serve() -> None:
     """Serve the gRPC API."""
-    log_json()
+    configure_logs(sys.stderr)
     settings = read_settings()
     if settings.grpc_workers == 1:
         run_async(app.serve(settings))
@@ -73,7 +74,7 @@ def serve() -> None:
 @cli.command()
 def ingest() -> None:
     """Ingest events from Kafka."""
-    log_json()
+    configure_logs(sys.stderr)
     run_async(app.ingest(read_settings()))
 
 
@@ -88,7 +89,7 @@ def dev(
     from mastery_grpc.dev import run_dev  # needs the extra [embedded], which the other commands do not
 
     data.mkdir(parents=True, exist_ok=True)
-    log_json((data / "log.jsonl").open("a"))
+    configure_logs((data / "log.jsonl").open("a"))
     run_async(run_dev(data, learners=learners, seed=seed, days_per_second=speed, console=Console()))
 
 
@@ -121,7 +122,7 @@ def simulate(
     late_share: Annotated[float, typer.Option(help="Share of events sent late.", min=0, max=1)] = 0.0,
 ) -> None:
     """Send a simulated class to Kafka."""
-    log_json()
+    configure_logs(sys.stderr)
     access = assembly.kafka_access(read_settings())
     first_day = datetime.now(UTC).date() - timedelta(days=days)
     events = simulate_class(seed=seed, learners=learners, first_day=first_day, days=days, late_share=late_share)
@@ -131,6 +132,5 @@ def simulate(
 
 
 def _serve_one(settings: Settings, index: int) -> None:
-    log_json()
-    port = settings.metrics_port and settings.metrics_port + index
-    run_async(app.serve(settings.model_copy(update={"metrics_port": port})))
+    configure_logs(sys.stderr)
+    run_async(app.serve(settings.model_copy(update={"metrics_port": app.metrics_port_of(settings, index)})))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mastery_grpc import assembly
-from mastery_grpc.application.erase_student import EraseStudent
+from mastery_grpc.application.compliance.erase_student import EraseStudent
 from mastery_grpc.commands.process import log_nothing, run_async
 from mastery_grpc.ingest.announced_erasures import announced_erasures
 from mastery_grpc.settings import Settings, read_settings
@@ -16,7 +16,7 @@ from mastery_grpc.settings import Settings, read_settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+    from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
 
 
 def _time(text: str) -> datetime:

@@ -11,7 +11,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 
 from mastery.v1 import compliance_service_pb2 as pb
 from mastery_grpc import assembly
-from mastery_grpc.application.import_student import ImportStudent
+from mastery_grpc.application.compliance.import_student import ImportStudent
 from mastery_grpc.commands.process import log_nothing, run_async
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.rpc.convert_compliance import export_from_proto
@@ -20,7 +20,7 @@ from mastery_grpc.settings import Settings, read_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mastery_grpc.application.export_student import ExportManifest, ExportRecord
+    from mastery_grpc.application.compliance.export_student import ExportManifest, ExportRecord
     from mastery_grpc.domain.events import StudentKey
 
 

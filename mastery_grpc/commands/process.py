@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -22,22 +22,6 @@ def run_async(main: Coroutine[Any, Any, _Answer]) -> _Answer:
     import uvloop
 
     return uvloop.run(main)
-
-
-def log_json(to: TextIO = sys.stderr) -> None:
-    """Logs as JSON, a line for each event: for services."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(to),
-        cache_logger_on_first_use=True,
-    )
 
 
 def log_nothing() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mastery_grpc import assembly
-from mastery_grpc.commands.process import log_json
 from mastery_grpc.ingest.topics import compare_topics, create_topics
 from mastery_grpc.settings import read_settings
+from mastery_grpc.telemetry.logs import configure_logs
 
 if TYPE_CHECKING:
     from mastery_grpc.ingest.topics import TopicState
@@ -25,7 +26,7 @@ def topics(
     What exists is never changed: fewer partitions cannot be, more would part a student's later events from his
     earlier ones, and a retention is somebody's decision.
     """
-    log_json()
+    configure_logs(sys.stderr)
     settings = read_settings()
     access, terms = assembly.kafka_access(settings), assembly.topic_terms(settings)
     states = compare_topics(access, terms)

@@ -9,7 +9,18 @@
     - StudentNotFound     no event of this student was ever applied
     - SnapshotNotFound    the student has no event on that day, or it is past retention
     - RecommendationNotFound  no advice of this id is ever given
+    - BatchNotFound       there is no such batch, or it is past retention
+    - CohortNotFound      the school has no cohort of this id
+  + CohortExists          the school has a cohort of this id already
+  + RequestIdReused       the request id was used before, for another request
+  + EtagMismatch          the object has changed since its etag was read
+  + CohortTooSmall        too few members of the cohort have a score for the answer
+  + CohortTooLarge        the cohort has, or would have, more members than allowed
+  + CohortByRule          the members are given by a rule, and cannot be added or removed one by one
   + StudentErased         the event was produced before its student was erased
+  + LogIncomplete         the student's log holds fewer events than his mastery counts
+  + BatchEnded            the batch has succeeded already
+  + ItemFailed            a fault of ours with one item of a batch
   + RateLimited           the caller makes more calls than his limit
   + TooManyOpen           the caller holds as many streams or batches as he may
   + SlowReader            the caller reads a stream too slowly
@@ -116,6 +127,72 @@ class RecommendationNotFound(NotFound):
         super().__init__("mastery.v1.Recommendation", recommendation_id)
 
 
+class BatchNotFound(NotFound):
+    """No batch of this id is kept in the school."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__("mastery.v1.Batch", batch_id)
+
+
+class CohortNotFound(NotFound):
+    """The school has no cohort of this id."""
+
+    def __init__(self, cohort_id: str) -> None:
+        super().__init__("mastery.v1.Cohort", cohort_id)
+
+
+class CohortExists(MasteryError):
+    """The school has a cohort of this id already."""
+
+    def __init__(self, cohort_id: str) -> None:
+        super().__init__(f"cohort {cohort_id!r} exists already")
+        self.cohort_id = cohort_id
+
+
+class RequestIdReused(MasteryError):
+    """A request id that came with another request before."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__("request_id: was used before for another request")
+        self.request_id = request_id
+
+
+class EtagMismatch(MasteryError):
+    """A cohort that has changed since its etag was read."""
+
+    def __init__(self, cohort_id: str) -> None:
+        super().__init__(f"cohort {cohort_id!r} has changed since the etag was read")
+        self.cohort_id = cohort_id
+
+
+class CohortTooSmall(MasteryError):
+    """A cohort of which only `size` members have a score."""
+
+    def __init__(self, cohort_id: str, *, size: int, required_size: int) -> None:
+        super().__init__(f"members of cohort {cohort_id!r} with a score: {size}, at least {required_size} needed")
+        self.cohort_id = cohort_id
+        self.size = size
+        self.required_size = required_size
+
+
+class CohortTooLarge(MasteryError):
+    """A cohort that has, or would have, `size` members; of a whole school, counted no further than needed."""
+
+    def __init__(self, cohort_id: str, *, size: int, limit: int) -> None:
+        super().__init__(f"members of cohort {cohort_id!r}: {size}, at most {limit} allowed")
+        self.cohort_id = cohort_id
+        self.size = size
+        self.limit = limit
+
+
+class CohortByRule(MasteryError):
+    """A cohort whose members are given by a rule."""
+
+    def __init__(self, cohort_id: str) -> None:
+        super().__init__(f"the members of cohort {cohort_id!r} are given by a rule")
+        self.cohort_id = cohort_id
+
+
 class StudentErased(MasteryError):
     """An event from before its student was erased: dropped, wherever it comes from."""
 
@@ -123,6 +200,30 @@ class StudentErased(MasteryError):
         super().__init__("the event was produced before its student was erased")
         self.event_id = event_id
         self.erase_time = erase_time
+
+
+class LogIncomplete(MasteryError):
+    """A student cannot be recomputed: what is stored of him counts more events than his log still holds."""
+
+    def __init__(self, student_id: str) -> None:
+        super().__init__(f"the event log of student {student_id!r} holds fewer events than his mastery counts")
+        self.student_id = student_id
+
+
+class BatchEnded(MasteryError):
+    """A batch that is to be cancelled and has succeeded already."""
+
+    def __init__(self, batch_id: str, state: str) -> None:
+        super().__init__(f"batch {batch_id!r} has ended: {state}")
+        self.batch_id = batch_id
+        self.state = state
+
+
+class ItemFailed(MasteryError):
+    """A fault of ours with one item of a batch; the log of the process that met it says which."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error")
 
 
 class RateLimited(MasteryError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
 from mastery_grpc.domain.errors import BrokerUnavailable
 from mastery_grpc.domain.results import DataErased
 from mastery_grpc.ingest.records import ERASURE, headers_of

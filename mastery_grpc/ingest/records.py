@@ -10,7 +10,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from mastery.v1 import events_pb2
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.application.event_protobuf import event_from_proto
 from mastery_grpc.application.student_update import Delivery
@@ -30,6 +30,10 @@ PRODUCED_TIME = "produced-time"
 """Header: when the engine was given an event that it passes on later, epoch milliseconds."""
 ORIGINAL_TIMESTAMP = "dlq-original-timestamp"
 """Header: the time of a record that was refused and is here again."""
+
+TRACE_HEADERS = ("traceparent", "tracestate")
+LONGEST_TRACE_HEADER = 512
+"""Bytes that everybody must pass on; what is longer is no context."""
 
 _encode = msgspec.json.Encoder().encode
 _erasure_decoder = msgspec.json.Decoder(ErasureAnnouncement)
@@ -101,14 +105,23 @@ def _decode_protobuf(value: bytes) -> LearningEvent:
         raise InvalidInput.of("value", "is not a serialized mastery.v1.LearningEvent") from None
 
 
-def result_record(result: Result | DataErased, topics: Topics) -> OutgoingRecord:
+def result_record(result: Result | DataErased, topics: Topics, trace_headers: Headers) -> OutgoingRecord:
     """Returns the record of a result, keyed by student, so that a student's results stay in order."""
     return OutgoingRecord(
         topics.results,
         result.student_id.encode(),
         _encode(result),
-        [("event-type", result.event_type.encode()), ("content-type", JSON)],
+        [("event-type", result.event_type.encode()), ("content-type", JSON), *trace_headers],
     )
+
+
+def trace_headers_of(message: Message) -> Headers:
+    """Returns the headers of W3C Trace Context, as they came: what a record leads to belongs to its trace."""
+    return [
+        (name, value)
+        for name, value in headers_of(message)
+        if name in TRACE_HEADERS and value is not None and len(value) <= LONGEST_TRACE_HEADER
+    ]
 
 
 def headers_of(message: Message) -> Headers:

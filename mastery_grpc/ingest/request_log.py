@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException, Producer
 
 from mastery_grpc.application.event_json import encode_event
 from mastery_grpc.domain.errors import BrokerUnavailable
+from mastery_grpc.ingest.observation import Unobserved
 from mastery_grpc.ingest.records import ERASURE, JSON, PRODUCED_TIME, encode_erasure, origin_of
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
-    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+    from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
     from mastery_grpc.domain.events import LearningEvent
+    from mastery_grpc.ingest.observation import ProducerObserver
     from mastery_grpc.ingest.records import Headers
     from mastery_grpc.ingest.topics import KafkaAccess
 
@@ -52,9 +54,17 @@ class _Appending:
 class KafkaRequestLog:
     """Implements `RequestLog`: an append returns once all in-sync replicas have the events."""
 
-    def __init__(self, access: KafkaAccess, *, timeout: float, breaker: CircuitBreaker) -> None:
+    def __init__(
+        self,
+        access: KafkaAccess,
+        *,
+        timeout: float,
+        breaker: CircuitBreaker,
+        observer: ProducerObserver | None = None,
+    ) -> None:
         """`timeout` in seconds is how long the broker may take before it counts as away."""
         self._breaker = breaker
+        self._observer = observer or Unobserved()
         self._topic = access.topics.requests
         self._producer = Producer(
             access.client(
@@ -74,12 +84,15 @@ class KafkaRequestLog:
             headers.append((PRODUCED_TIME, b"%d" % (produced_time.timestamp() * 1000)))
         values = [(event.student.student_id, encode_event(event)) for event in events]
         async with self._breaker.guard():
-            return await self._append(values, headers)
+            with self._observer.sending(len(values)) as trace_headers:
+                return await self._append(values, [*headers, *trace_headers])
 
     async def append_erasure(self, announcement: ErasureAnnouncement) -> None:
         headers: Headers = [("content-type", JSON), ("event-type", ERASURE)]
         async with self._breaker.guard():
-            await self._append([(announcement.student_id, encode_erasure(announcement))], headers)
+            with self._observer.sending(1) as trace_headers:
+                value = announcement.student_id, encode_erasure(announcement)
+                await self._append([value], [*headers, *trace_headers])
 
     def close(self) -> None:
         """Delivers what is under way, as long as its timeout allows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from mastery_grpc.ingest.observation import Unobserved
 from mastery_grpc.ingest.records import OutgoingRecord
 from mastery_grpc.ingest.topics import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from mastery_grpc.ingest.observation import ConsumerObserver
     from mastery_grpc.ingest.topics import KafkaAccess
 
 GATHER_SECONDS = 0.005
@@ -26,6 +29,7 @@ GATHER_SECONDS = 0.005
 PUBLISH_TIMEOUT = 30.0
 COMMITTED_TIMEOUT = 5.0
 """Not for long: the group may be waiting for this member to take part in a rebalance."""
+ENDS_TIMEOUT = 0.5
 ANY_PARTITION = -1
 """Leaves the partition to the key."""
 UNLIMITED = 1_000_000_000
@@ -62,9 +66,17 @@ class KafkaSession:
     committed offsets, so nothing is lost by that.
     """
 
-    def __init__(self, access: KafkaAccess, *, group_id: str, transactional: bool) -> None:
+    def __init__(
+        self,
+        access: KafkaAccess,
+        *,
+        group_id: str,
+        transactional: bool,
+        observer: ConsumerObserver | None = None,
+    ) -> None:
         """A session that is not `transactional` publishes at least once: a crash may repeat results."""
         self._topics = access.topics
+        self._observer = observer or Unobserved()
         self._transactional = transactional
         self._consumer = Consumer(
             access.client(
@@ -102,6 +114,9 @@ class KafkaSession:
         self._begun: set[int | None] = set()
         """Partitions that are known to be read from where the group had come to."""
         self._membership: Any = None
+        self._done: dict[int, int] = {}
+        """For each partition the offset up to which all is published."""
+        self._ends: dict[int, int] = {}
         self._published: deque[list[TopicPartition]] = deque()
         """Offsets that the receiver is to commit, without transactions."""
 
@@ -120,12 +135,16 @@ class KafkaSession:
         """Returns up to `most` records, none after `timeout` seconds without any."""
         self._commit_published()
         revocations = self._revocations
+        began = time.perf_counter()
         first = self._consumer.poll(timeout)
         messages = [] if first is None else [first, *self._consumer.consume(most - 1, GATHER_SECONDS)]
         for message in messages:
             if (error := message.error()) is not None:
                 raise KafkaException(error)
         self._check_start(messages)
+        if messages:
+            self._observer.received(len(messages), time.perf_counter() - began)
+        self._note_ends(cached=True)
         self._membership = self._consumer.consumer_group_metadata()
         return Batch(messages, revocations)
 
@@ -145,10 +164,21 @@ class KafkaSession:
                         done.append(message)
             if not done:
                 return
-            if self._transactional:
-                self._publish_in_transaction(outgoing, _next_offsets(done))
-            else:
-                self._publish_at_least_once(outgoing, _next_offsets(done))
+            offsets = _next_offsets(done)
+            with self._observer.publishing(outgoing):
+                if self._transactional:
+                    self._publish_in_transaction(outgoing, offsets)
+                else:
+                    self._publish_at_least_once(outgoing, offsets)
+            self._done.update((place.partition, place.offset) for place in offsets)
+
+    def lags(self) -> dict[int, int]:
+        """Returns how many records of each partition are not published yet, as far as is known. From any
+        thread."""
+        ends, done = self._ends.copy(), self._done.copy()
+        return {
+            partition: max(0, ends[partition] - offset) for partition, offset in done.items() if partition in ends
+        }
 
     def stay_alive(self) -> None:
         """Tells the group that this member lives, while it cannot take more records."""
@@ -157,6 +187,7 @@ class KafkaSession:
         message = self._consumer.poll(0)
         if message is not None and message.error() is None:
             self._consumer.seek(_position(message, message.offset()))
+        self._note_ends(cached=False)
 
     def resume(self) -> None:
         """Takes records again after `stay_alive`."""
@@ -213,6 +244,16 @@ class KafkaSession:
             if (firsts[committed.partition].offset() or 0) < committed.offset:
                 raise KafkaException(KafkaError(ASSIGNMENT_LOST))
         self._begun.update(firsts)
+        self._done.update((partition or 0, message.offset() or 0) for partition, message in firsts.items())
+
+    def _note_ends(self, *, cached: bool) -> None:
+        """Notes where the partitions end: as was told with the last records, or, while none are fetched, anew."""
+        with suppress(KafkaException):
+            for partition in self._assigned:
+                place = TopicPartition(self._topics.requests, partition)
+                found = self._consumer.get_watermark_offsets(place, timeout=ENDS_TIMEOUT, cached=cached)
+                if found is not None and found[1] >= 0:
+                    self._ends[partition] = found[1]
 
     def _stale_partitions(self, batch: Batch) -> set[int | None]:
         """Returns the partitions of a batch that were given away since it was received.
@@ -244,6 +285,7 @@ class KafkaSession:
             self._begun.difference_update(partition.partition for partition in partitions)
             for partition in partitions:
                 self._revoked_at[partition.partition] = self._revocations
+                self._done.pop(partition.partition, None)
         finally:
             if is_held:
                 self._publishing.release()

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
-from mastery_grpc.application.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, RESULTS_KEPT
+from mastery_grpc.application.compliance.retention import DEAD_LETTERS_KEPT, REQUESTS_KEPT, RESULTS_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

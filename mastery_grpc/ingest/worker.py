@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
-from confluent_kafka import KafkaException
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaException
 
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
+from mastery_grpc.application.event_observer import NobodyWatchesEvents
 from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.errors import (
     BrokerUnavailable,
@@ -32,7 +33,14 @@ from mastery_grpc.domain.errors import (
 )
 from mastery_grpc.domain.results import data_erased
 from mastery_grpc.ingest.dead_letters import DeadLetterWatch, PoisonRecord, TooManyDeadLetters, dead_letter
-from mastery_grpc.ingest.records import OutgoingRecord, decode_request, origin_of, result_record
+from mastery_grpc.ingest.observation import Unobserved
+from mastery_grpc.ingest.records import (
+    OutgoingRecord,
+    decode_request,
+    origin_of,
+    result_record,
+    trace_headers_of,
+)
 from mastery_grpc.ingest.session import Batch, KafkaSession, ProcessedBatch
 
 if TYPE_CHECKING:
@@ -42,8 +50,10 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from mastery_grpc.application.apply_events import ApplyEvents
-    from mastery_grpc.application.student_records import StudentRecords
+    from mastery_grpc.application.compliance.student_records import StudentRecords
+    from mastery_grpc.application.event_observer import EventObserver
     from mastery_grpc.ingest.dead_letters import DeadLetterLimit
+    from mastery_grpc.ingest.observation import ConsumerObserver
     from mastery_grpc.ingest.topics import KafkaAccess
 
 POLL_SECONDS = 0.5
@@ -78,6 +88,8 @@ class IngestWorker:
         batch_size: int,
         dead_letter_limit: DeadLetterLimit,
         clock: Callable[[], datetime],
+        observer: ConsumerObserver | None = None,
+        events: EventObserver | None = None,
     ) -> None:
         self._access = access
         self._apply = apply
@@ -87,6 +99,9 @@ class IngestWorker:
         self._batch_size = batch_size
         self._dead_letters = DeadLetterWatch(dead_letter_limit)
         self._clock = clock
+        self._observer = observer or Unobserved()
+        self._events = events or NobodyWatchesEvents()
+        self._session: KafkaSession | None = None
         self._stopping = asyncio.Event()
         self._is_consuming = False
         # librdkafka's calls block: one thread receives, another publishes.
@@ -97,6 +112,10 @@ class IngestWorker:
         """Raises BrokerUnavailable unless the worker is joining its group, or a member of it."""
         if not self._is_consuming:
             raise BrokerUnavailable("not consuming")
+
+    def lags(self) -> dict[int, int]:
+        """Returns how many records of each partition it holds are not published yet, as far as is known."""
+        return {} if (session := self._session) is None else session.lags()
 
     def stop(self) -> None:
         """Asks `run` to finish the batch in hand and return."""
@@ -132,13 +151,15 @@ class IngestWorker:
 
     async def _hold_session(self) -> None:
         """Consumes in one membership of the group until stopped. Raises KafkaException."""
-        session = KafkaSession(self._access, group_id=self._group_id, transactional=self._transactional)
+        session = KafkaSession(
+            self._access, group_id=self._group_id, transactional=self._transactional, observer=self._observer
+        )
         receiving: asyncio.Future[Batch] | None = None
         publishing: asyncio.Future[None] | None = None
         processed: list[ProcessedBatch] = []
         try:
             await self._in(self._receiver, session.open)
-            self._is_consuming = True
+            self._is_consuming, self._session = True, session
             while not self._stopping.is_set():
                 if receiving is None and not processed:
                     receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
@@ -151,7 +172,9 @@ class IngestWorker:
                     if len(processed) + 1 < MAX_UNPUBLISHED:
                         receiving = self._in(self._receiver, session.receive, self._batch_size, POLL_SECONDS)
                     if batch.messages:
-                        processed.append(ProcessedBatch(batch, await self._process(session, batch.messages)))
+                        with self._observer.processing(batch.messages):
+                            records = await self._process(session, batch.messages)
+                        processed.append(ProcessedBatch(batch, records))
                 if processed and publishing is None:
                     publishing, processed = self._in(self._publisher, session.publish, processed), []  # 6, 7
             if publishing is not None:
@@ -159,7 +182,7 @@ class IngestWorker:
             if processed:
                 await self._in(self._publisher, session.publish, processed)
         finally:
-            self._is_consuming = False
+            self._is_consuming, self._session = False, None
             under_way = [future for future in (receiving, publishing) if future is not None]
             await asyncio.gather(*under_way, return_exceptions=True)
             await self._in(self._receiver, session.close)
@@ -175,17 +198,25 @@ class IngestWorker:
             if isinstance(verdict, ErasureAnnouncement):
                 records.append(await self._announced(session, message, verdict))
                 continue
-            outcome = next(outcomes) if isinstance(verdict, Delivery) else Outcome(error=verdict)
+            if isinstance(verdict, Delivery):
+                outcome = next(outcomes)
+                self._events.settled(verdict.event, outcome, age=_age(message, now))
+            else:
+                outcome = Outcome(error=verdict)
+                self._events.refused()
             is_suppressed = isinstance(outcome.error, StudentErased)
             self._dead_letters.count(refused=outcome.error is not None and not is_suppressed)
             if is_suppressed:  # and kept nowhere, a dead letter would be a trace of him
                 log.info("dropped: its student was erased since", origin=origin_of(message))
                 records.append([])
             elif outcome.error is not None:
-                log.info("dead letter", origin=origin_of(message), reason=type(outcome.error).__name__)
+                reason = type(outcome.error).__name__
+                log.info("dead letter", origin=origin_of(message), reason=reason)
+                self._observer.dead_letter(reason)
                 records.append([dead_letter(message, outcome.error, topics=topics, now=now)])
             else:
-                records.append([result_record(result, topics) for result in outcome.results])
+                trace_headers = trace_headers_of(message) if outcome.results else []
+                records.append([result_record(result, topics, trace_headers) for result in outcome.results])
         return records
 
     async def _announced(
@@ -200,7 +231,7 @@ class IngestWorker:
             log.warning("dropped: announces no erasure, or one that was announced", origin=origin)
             return []
         told = data_erased(student=student, receipt_id=mark.receipt_id, erase_millis=mark.erase_millis)
-        return [result_record(told, self._access.topics)]
+        return [result_record(told, self._access.topics, trace_headers_of(message))]
 
     async def _apply_in_any_weather(
         self, session: KafkaSession, deliveries: Sequence[Delivery]
@@ -269,6 +300,12 @@ def _verdict(message: Message) -> Delivery | ErasureAnnouncement | InvalidInput:
         return decode_request(message)
     except InvalidInput as error:
         return error
+
+
+def _age(message: Message, now: datetime) -> float | None:
+    """Returns the seconds since the record was produced, None if it does not say."""
+    kind, milliseconds = message.timestamp()
+    return None if kind == TIMESTAMP_NOT_AVAILABLE else now.timestamp() - milliseconds / 1000
 
 
 def _delays() -> Iterator[float]:

@@ -18,10 +18,10 @@ from mastery_grpc.rpc.convert_compliance import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from mastery_grpc.application.audit_log import AuditLog
-    from mastery_grpc.application.erase_student import EraseStudent
-    from mastery_grpc.application.export_student import ExportStudent
-    from mastery_grpc.application.retention import RetentionRule
+    from mastery_grpc.application.audit.log import AuditLog
+    from mastery_grpc.application.compliance.erase_student import EraseStudent
+    from mastery_grpc.application.compliance.export_student import ExportStudent
+    from mastery_grpc.application.compliance.retention import RetentionRule
     from mastery_grpc.rpc.access import Call
 
 

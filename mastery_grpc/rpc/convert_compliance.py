@@ -10,11 +10,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mastery.v1 import access_pb2, events_pb2
 from mastery.v1 import compliance_service_pb2 as pb
-from mastery_grpc.application.audit_reader import AuditFilter
+from mastery_grpc.application.audit.reader import AuditFilter
 from mastery_grpc.application.callers import Role
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.export_student import ExportManifest, ExportRecord, ManifestEntry
 from mastery_grpc.application.event_protobuf import time_from_proto
-from mastery_grpc.application.export_student import ExportManifest, ExportRecord, ManifestEntry
 from mastery_grpc.domain.audit_chain import FaultKind
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.results import data_erased
@@ -22,10 +22,10 @@ from mastery_grpc.domain.results import data_erased
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from mastery_grpc.application.audit_reader import AuditVerdict
-    from mastery_grpc.application.erase_student import ErasureReceipt
-    from mastery_grpc.application.erasure_mark import ErasureAnnouncement
-    from mastery_grpc.application.retention import RetentionRule
+    from mastery_grpc.application.audit.reader import AuditVerdict
+    from mastery_grpc.application.compliance.erase_student import ErasureReceipt
+    from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
+    from mastery_grpc.application.compliance.retention import RetentionRule
     from mastery_grpc.domain.audit_chain import AuditEntry
 
 _KINDS = {kind: pb.DataKind.Value(f"DATA_KIND_{kind.name}") for kind in DataKind}

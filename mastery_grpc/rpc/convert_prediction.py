@@ -12,9 +12,10 @@ from mastery_grpc.domain.forecasting.forecast import Trend
 from mastery_grpc.domain.scoring import Level
 
 if TYPE_CHECKING:
-    from datetime import date
+    from datetime import date, datetime
 
     from mastery_grpc.application.predict_mastery import Intervention, Sighted
+    from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.domain.forecasting.forecast import Forecast
     from mastery_grpc.domain.patterns import Pattern
 
@@ -25,11 +26,30 @@ _TRENDS = {trend: mastery_pb2.Trend.Value(f"TREND_{trend.name}") for trend in Tr
 def prediction_to_proto(sighted: Sighted, horizon_days: int) -> mastery_pb2.Prediction:
     """Returns the forecast for so many days ahead, 1..30."""
     outlook = sighted.outlook
-    forecast = outlook.ahead(horizon_days)
+    return forecast_to_proto(
+        outlook.ahead(horizon_days),
+        outlook.student,
+        forecaster=outlook.forecaster,
+        model_version=outlook.model_version,
+        create_time=outlook.create_time,
+        from_cache=sighted.from_cache,
+    )
+
+
+def forecast_to_proto(
+    forecast: Forecast,
+    student: StudentKey,
+    *,
+    forecaster: str,
+    model_version: str,
+    create_time: datetime,
+    from_cache: bool,
+) -> mastery_pb2.Prediction:
+    """Returns a forecast, and how it was made, as the contract shapes it."""
     components = forecast.predicted_components
     message = mastery_pb2.Prediction(
-        student_id=outlook.student.student_id,
-        school_id=outlook.student.school_id,
+        student_id=student.student_id,
+        school_id=student.school_id,
         horizon_days=forecast.horizon_days,
         current_score=forecast.current_score,
         predicted_score=forecast.predicted_score,
@@ -48,11 +68,11 @@ def prediction_to_proto(sighted: Sighted, horizon_days: int) -> mastery_pb2.Pred
         intervention_needed=forecast.intervention_needed,
         intervention_probability=forecast.intervention_probability,
         history_days=forecast.history_days,
-        forecaster=outlook.forecaster,
-        model_version=outlook.model_version,
-        from_cache=sighted.from_cache,
+        forecaster=forecaster,
+        model_version=model_version,
+        from_cache=from_cache,
     )
-    message.create_time.FromDatetime(outlook.create_time)
+    message.create_time.FromDatetime(create_time)
     return message
 
 

@@ -131,6 +131,7 @@ class MasteryServicer:
                 outcome = next(outcomes)
                 results.append(_Ingested(outcome.error, outcome.duplicate))
             else:
+                self._accept.observer.refused()
                 results.append(_Ingested(event))
         return results
 

@@ -1,7 +1,7 @@
 """What happens around every handler; composed once per method, when the server is built.
 
-In order: authentication, rate limit, parsing, access, validation, deadline, the handler, serializing, audit; and
-whatever is raised on the way becomes a status here and nowhere else.
+In order: observation, authentication, rate limit, parsing, access, validation, deadline, the handler, serializing,
+audit; and whatever is raised on the way becomes a status here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
+import structlog
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
-from mastery_grpc.application.audit_log import AuditedCall
+from mastery_grpc.application.audit.log import AuditedCall
 from mastery_grpc.application.event_protobuf import rule_violations
 from mastery_grpc.domain.errors import InvalidInput, SlowReader, StorageUnavailable
 from mastery_grpc.rpc.access import AccessRule, Call
+from mastery_grpc.rpc.observation import Unobserved, observed
 from mastery_grpc.rpc.status import status_of
-from mastery_grpc.rpc.subjects import subjects_of
+from mastery_grpc.rpc.subjects import names_subjects, subjects_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from mastery_grpc.application.callers import CallClass, Caller
     from mastery_grpc.domain.events import StudentKey
+    from mastery_grpc.rpc.observation import CallObserver
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -39,7 +42,9 @@ REQUEST_ID = "x-request-id"
 LONGEST_REQUEST_ID = 64
 AUDITED_AT_ONCE = 1000
 """Students of one stream of events before they are told to the audit log."""
-OK = 0
+EVENTS_OF_A_CALL = 1000
+"""So many events of a stream count as one more call against the caller's limit, as in IngestEvents."""
+OK, CANCELLED = 0, 1
 FAREWELL_SECONDS = 0.5
 
 
@@ -79,6 +84,7 @@ class CallPipeline:
         clock: Callable[[], datetime],
         default_timeout: float,
         slow_reader_timeout: float,
+        observer: CallObserver | None = None,
     ) -> None:
         """`default_timeout` (seconds) bounds the unary calls of clients that set no deadline. A stream whose
         reader takes no message for `slow_reader_timeout` (seconds) is ended."""
@@ -88,6 +94,7 @@ class CallPipeline:
         self._clock = clock
         self._default_timeout = default_timeout
         self._slow_reader_timeout = slow_reader_timeout
+        self._observer = observer or Unobserved()
 
     def compose(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Returns the handlers of a service, whose methods `servicer` has under the same names.
@@ -103,13 +110,14 @@ class CallPipeline:
     # is the caller's INVALID_ARGUMENT and not the server's INTERNAL.
     def _handler(self, method: MethodDescriptor, handler: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
         stage = _Stage(method, self._authenticator, self._limiter, self._audit, self._clock)
+        observer = self._observer.of_method(stage.rule.method)
         if method.client_streaming and method.server_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._bidirectional(stage, handler))
+            return grpc.stream_stream_rpc_method_handler(observed(self._bidirectional(stage, handler), observer))
         if method.client_streaming:
             raise ValueError(f"{method.full_name}: client streaming is not offered")
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._server_streaming(stage, handler))
-        return grpc.unary_unary_rpc_method_handler(self._unary(stage, handler))
+            return grpc.unary_stream_rpc_method_handler(observed(self._server_streaming(stage, handler), observer))
+        return grpc.unary_unary_rpc_method_handler(observed(self._unary(stage, handler), observer))
 
     def _unary(self, stage: _Stage, handler: Callable[..., Any]) -> Callable[..., Any]:
         default_timeout = self._default_timeout
@@ -124,8 +132,12 @@ class CallPipeline:
                         response = await handler(request, call)
                 else:
                     response = await handler(request, call)
+                visit.tell(response)
                 serialized: bytes = response.SerializeToString()
                 visit.record(OK)
+            except asyncio.CancelledError:
+                visit.break_off()
+                raise
             except Exception as error:
                 await visit.abort(error)
             return serialized
@@ -157,6 +169,9 @@ class CallPipeline:
                 with limiter.open_stream(admitted.caller):
                     await _send(handler(visit.parsed(stream), admitted), context, patience)
                 visit.record(OK)
+            except asyncio.CancelledError:
+                visit.break_off()
+                raise
             except Exception as error:
                 await visit.abort(error)
 
@@ -177,6 +192,8 @@ class _Stage:
         self.rule = AccessRule(method)
         self.parse = _parser(method)
         self.subjects = subjects_of(method.input_type)
+        # What a request that names nobody is about shows in its answer.
+        self.told = None if names_subjects(method.input_type) else subjects_of(method.output_type)
         self.authenticate = authenticator.caller
         self.limit = limiter.admit
         self.audit = audit.record
@@ -200,6 +217,7 @@ class _Visit:
         self._school_id = ""
         self._students: dict[StudentKey, None] = {}
         context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
+        structlog.contextvars.bind_contextvars(request_id=self._request_id, rpc_method=stage.rule.method)
 
     async def admit(self, data: bytes) -> tuple[Message, Call]:
         """Returns the request and the call, both found to be good."""
@@ -222,13 +240,22 @@ class _Visit:
 
     async def parsed(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         """Yields the requests of a stream, each found to be good."""
+        caller, count = self._caller, 0
         async for data in stream:
+            count += 1
+            if count % EVENTS_OF_A_CALL == 0 and caller is not None:
+                await self._stage.limit(caller, self._stage.rule.call_class)
             request = self._stage.parse(data)
             self._students |= dict.fromkeys(self._stage.subjects(request, self._school_id))
             if len(self._students) >= AUDITED_AT_ONCE:
                 self.record(OK)
                 self._students = {}
             yield _validated(request)
+
+    def tell(self, response: Message) -> None:
+        """Takes note of whom the answer to a request that names nobody is about."""
+        if self._stage.told is not None:
+            self._students |= dict.fromkeys(self._stage.told(response, self._school_id))
 
     def record(self, code: int) -> None:
         """Takes the call down in the audit log. Raises StorageUnavailable if that is full."""
@@ -244,6 +271,11 @@ class _Visit:
                     request_id=self._request_id,
                 )
             )
+
+    def break_off(self) -> None:
+        """Takes down a call whose caller did not wait for its end: what he asked for may have been done."""
+        with suppress(StorageUnavailable):  # it is over anyhow
+            self.record(CANCELLED)
 
     async def abort(self, error: Exception) -> None:
         """Ends the call with the status of an error."""

@@ -9,12 +9,15 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from mastery_grpc.rpc.observation import UnknownMethods
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from google.protobuf.descriptor import ServiceDescriptor
 
     from mastery_grpc.rpc.health import Health
+    from mastery_grpc.rpc.observation import CallObserver
     from mastery_grpc.rpc.pipeline import CallPipeline
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -69,6 +72,7 @@ def build_server(
     servicers: Mapping[ServiceDescriptor, object],
     health: Health,
     with_reflection: bool,
+    observer: CallObserver | None = None,
 ) -> grpc.aio.Server:
     """Returns a server for the given servicers, for health, and for reflection if wanted; not yet bound."""
     server = health_server(health, terms=terms)
@@ -77,6 +81,8 @@ def build_server(
     if with_reflection:
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         _serve_reflection(server, [service.full_name for service in servicers] + [health_name])
+    if observer is not None:
+        server.add_generic_rpc_handlers((UnknownMethods(observer),))
     return server
 
 

@@ -10,16 +10,27 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from mastery_grpc.domain.errors import (
+    BatchEnded,
+    BatchNotFound,
     BrokerUnavailable,
+    CohortByRule,
+    CohortExists,
+    CohortNotFound,
+    CohortTooLarge,
+    CohortTooSmall,
     Contention,
+    EtagMismatch,
     EventTooOld,
     InsufficientHistory,
     InvalidInput,
     InvalidPageToken,
+    ItemFailed,
     KeysUnavailable,
+    LogIncomplete,
     NotFound,
     RateLimited,
     RecommendationNotFound,
+    RequestIdReused,
     ShuttingDown,
     SlowReader,
     SnapshotNotFound,
@@ -51,7 +62,17 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     StudentNotFound: (code_pb2.NOT_FOUND, "STUDENT_NOT_FOUND"),
     SnapshotNotFound: (code_pb2.NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
     RecommendationNotFound: (code_pb2.NOT_FOUND, "RECOMMENDATION_NOT_FOUND"),
+    BatchNotFound: (code_pb2.NOT_FOUND, "BATCH_NOT_FOUND"),
+    CohortNotFound: (code_pb2.NOT_FOUND, "COHORT_NOT_FOUND"),
+    CohortExists: (code_pb2.ALREADY_EXISTS, "COHORT_EXISTS"),
+    RequestIdReused: (code_pb2.ALREADY_EXISTS, "REQUEST_ID_REUSED"),
+    EtagMismatch: (code_pb2.ABORTED, "ETAG_MISMATCH"),
+    CohortTooSmall: (code_pb2.FAILED_PRECONDITION, "COHORT_TOO_SMALL"),
+    CohortTooLarge: (code_pb2.FAILED_PRECONDITION, "COHORT_TOO_LARGE"),
+    CohortByRule: (code_pb2.FAILED_PRECONDITION, "COHORT_BY_RULE"),
     StudentErased: (code_pb2.FAILED_PRECONDITION, "STUDENT_ERASED"),
+    BatchEnded: (code_pb2.FAILED_PRECONDITION, "BATCH_ENDED"),
+    LogIncomplete: (code_pb2.FAILED_PRECONDITION, "LOG_INCOMPLETE"),
     RateLimited: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     TooManyOpen: (code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN"),
     SlowReader: (code_pb2.RESOURCE_EXHAUSTED, "SLOW_READER"),
@@ -61,6 +82,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     KeysUnavailable: (code_pb2.UNAVAILABLE, "KEYS_UNAVAILABLE"),
     ShuttingDown: (code_pb2.UNAVAILABLE, "SHUTTING_DOWN"),
     TimeoutError: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    ItemFailed: (code_pb2.INTERNAL, "INTERNAL"),
 }
 _MESSAGES = {
     StorageUnavailable: "the storage is not reachable just now",
@@ -114,8 +136,28 @@ def _metadata(error: Exception) -> dict[str, str]:
             return {"limit": str(error.limit), "period": f"{error.period:g}s"}
         case TooManyOpen():
             return {"limit": str(error.limit), "subject": error.subject}
+        case BatchNotFound():
+            return {"batch_id": error.resource_name}
+        case BatchEnded():
+            return {"batch_id": error.batch_id, "state": error.state}
+        case LogIncomplete():
+            return {"student_id": error.student_id}
         case RecommendationNotFound():
             return {"recommendation_id": error.resource_name}
+        case CohortNotFound():
+            return {"cohort_id": error.resource_name}
+        case CohortExists() | EtagMismatch() | CohortByRule():
+            return {"cohort_id": error.cohort_id}
+        case RequestIdReused():
+            return {"request_id": error.request_id}
+        case CohortTooSmall():
+            return {
+                "cohort_id": error.cohort_id,
+                "size": str(error.size),
+                "required_size": str(error.required_size),
+            }
+        case CohortTooLarge():
+            return {"cohort_id": error.cohort_id, "size": str(error.size), "limit": str(error.limit)}
         case _:
             return {}
 
@@ -133,6 +175,10 @@ def _details(error: Exception) -> list[Message]:
                 error_details_pb2.ResourceInfo(
                     resource_type=error.resource_type, resource_name=error.resource_name
                 )
+            ]
+        case CohortExists():
+            return [
+                error_details_pb2.ResourceInfo(resource_type="mastery.v1.Cohort", resource_name=error.cohort_id)
             ]
         case RateLimited():
             return [_retry_info(error.retry_after), _quota_failure("calls", str(error))]

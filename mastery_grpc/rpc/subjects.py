@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 _NAMES = ("student_id", "student_ids", "add_student_ids", "remove_student_ids")
 
 
-def subjects_of(request: Descriptor) -> Callable[[Message, str], tuple[StudentKey, ...]]:
-    """Returns what reads the students out of a request, each once, given the school that the request reaches.
+_Parts = list[tuple["FieldDescriptor", list["FieldDescriptor"]]]
+
+
+def names_subjects(request: Descriptor) -> bool:
+    """Tells whether requests of this kind may name students."""
+    own, parts = _fields(request)
+    return bool(own or parts)
+
+
+def subjects_of(message_type: Descriptor) -> Callable[[Message, str], tuple[StudentKey, ...]]:
+    """Returns what reads the students out of a message, each once, given the school that its call reaches.
 
     They stand in its own fields, or in those of the messages that it repeats, such as events; such a message may
-    name a school of its own. The request need not be valid: an id that is too long to be one is cut off.
+    name a school of its own. A request need not be valid: an id that is too long to be one is cut off.
     """
-    own = [field for field in request.fields if field.name in _NAMES]
-    parts = [
-        (field, [inner for inner in field.message_type.fields if inner.name in _NAMES])
-        for field in request.fields
-        if field.message_type is not None and not field.message_type.GetOptions().map_entry
-    ]
-    parts = [(field, inner) for field, inner in parts if inner]
+    own, parts = _fields(message_type)
 
     def read(message: Message, school_id: str) -> tuple[StudentKey, ...]:
         found = {StudentKey(student_id[:LONGEST_ID], school_id): None for student_id in _ids(message, own)}
@@ -41,6 +44,19 @@ def subjects_of(request: Descriptor) -> Callable[[Message, str], tuple[StudentKe
         return tuple(found)
 
     return read
+
+
+def _fields(message_type: Descriptor) -> tuple[list[FieldDescriptor], _Parts]:
+    """Returns the fields that name students: those of a message, and those of the messages in its fields."""
+    parts = [
+        (field, [inner for inner in field.message_type.fields if inner.name in _NAMES])
+        for field in message_type.fields
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry
+    ]
+    return (
+        [field for field in message_type.fields if field.name in _NAMES],
+        [(field, inner) for field, inner in parts if inner],
+    )
 
 
 def _ids(message: Message, fields: list[FieldDescriptor]) -> Iterator[str]:

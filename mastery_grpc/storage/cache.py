@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
+from mastery_grpc.application.cache_tally import CacheTally
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -37,12 +39,16 @@ class CachedMasteryReader:
         # Each has notes of its own: under load reads always overlap, and no moment would be right to clear
         # notes that they shared.
         self._reads_under_way: set[_ReadUnderWay] = set()
+        self.l1, self.l2 = CacheTally(), CacheTally()
+        """What was found here; and of the rest, what the reader behind knew."""
 
     async def read_masteries(self, students: Sequence[StudentKey]) -> list[Mastery | None]:
         found = [self._entries.get(student) for student in students]
         missing = [index for index, mastery in enumerate(found) if mastery is None]
+        self.l1.take(asked=len(found), missing=len(missing))
         if missing:
             read = await self._read([students[index] for index in missing])
+            self.l2.take(asked=len(read), missing=read.count(None))
             for index, mastery in zip(missing, read, strict=True):
                 found[index] = mastery
         return found

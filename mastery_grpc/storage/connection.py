@@ -30,10 +30,13 @@ from redis.asyncio.sentinel import (
 from redis.backoff import ExponentialWithJitterBackoff
 
 from mastery_grpc.domain.errors import StorageUnavailable
+from mastery_grpc.storage.command_observer import observe, observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
+
+    from mastery_grpc.storage.command_observer import CommandObserver
 
 RedisClient = Redis | RedisCluster
 Command = tuple[Any, ...]
@@ -130,7 +133,13 @@ _CLASSES = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _
 _CLASSES_TO_MASTER = {Connection: _TcpToMaster, SSLConnection: _TlsToMaster}
 
 
-def connect(url: str, *, timeout: float, max_connections: int = MAX_CONNECTIONS) -> RedisClient:
+def connect(
+    url: str,
+    *,
+    timeout: float,
+    max_connections: int = MAX_CONNECTIONS,
+    observer: CommandObserver | None = None,
+) -> RedisClient:
     """Returns a client for the servers at a URL, which is one of these.
 
     - `redis://[user:password@]host[:port][/database]`, or `unix://[user:password@]path`
@@ -146,8 +155,15 @@ def connect(url: str, *, timeout: float, max_connections: int = MAX_CONNECTIONS)
     Connects lazily. While all `max_connections` are in use, calls wait for one; but to a cluster, whose driver
     would refuse them, there is no such limit. `timeout` (seconds) bounds that wait, each connect and each reply;
     one retry bridges a connection that the server had closed. Repeating a commit is safe, because it is a
-    compare-and-set. Raises ValueError for a URL that is none of these.
+    compare-and-set. Raises ValueError for a URL that is none of these. The `observer` is told of all round trips.
     """
+    client = _client(url, timeout, max_connections)
+    if observer is not None:
+        observe(client, observer)
+    return client
+
+
+def _client(url: str, timeout: float, max_connections: int) -> RedisClient:
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
@@ -209,7 +225,7 @@ def storage_errors() -> Iterator[None]:
 
 async def run_pipeline(client: RedisClient, commands: Sequence[Command]) -> list[Any]:
     """Runs commands in one round trip (one per node in a cluster); returns the replies, errors included."""
-    with storage_errors():
+    with storage_errors(), observed(client, commands):
         pipeline: Any = client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
@@ -255,9 +271,10 @@ async def _run_on_nodes(
     lasts = [PipelineCommand(len(commands), *last) for _ in by_node]
     for to_node, its_last in zip(by_node.values(), lasts, strict=True):
         to_node.append(its_last)
-    failures = await asyncio.gather(
-        *(node.execute_pipeline(to_node) for node, to_node in by_node.items()), return_exceptions=True
-    )
+    with observed(client, commands):
+        failures = await asyncio.gather(
+            *(node.execute_pipeline(to_node) for node, to_node in by_node.items()), return_exceptions=True
+        )
     raise_first_error(failures)
     return [command.result for command in placed], [command.result for command in lasts]
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
+from mastery_grpc.application.cache_tally import CacheTally
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import date
@@ -32,6 +34,7 @@ class CachedCoursePulses:
         self._entries: TTLCache[tuple[CourseKey, date], CoursePulse | None] = TTLCache(
             capacity, lifetime, timer, getsizeof=_size
         )
+        self.l1 = CacheTally()
 
     async def until(self, courses: Sequence[CourseKey], today: date) -> dict[CourseKey, CoursePulse]:
         found: dict[CourseKey, CoursePulse | None] = {}
@@ -41,6 +44,7 @@ class CachedCoursePulses:
                 found[course] = self._entries[course, today]
             except KeyError:
                 missing.append(course)
+        self.l1.take(asked=len(courses), missing=len(missing))
         if missing:
             read = await self._pulses.until(missing, today)
             for course in missing:

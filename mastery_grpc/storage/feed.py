@@ -8,13 +8,11 @@ from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import structlog
-
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement
-from mastery_grpc.domain.errors import ShuttingDown, StorageUnavailable
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
+from mastery_grpc.domain.errors import ShuttingDown
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
-from mastery_grpc.storage.connection import storage_errors
+from mastery_grpc.storage.announcements import listen
 from mastery_grpc.storage.records import ERASURE, decode_erasure, decode_mastery
 
 if TYPE_CHECKING:
@@ -24,11 +22,8 @@ if TYPE_CHECKING:
     from mastery_grpc.storage.cache import CachedMasteryReader
     from mastery_grpc.storage.connection import RedisClient
 
-RECONNECT_SECONDS = 0.5
 # Most announcements concern nobody here: whom they concern is read without decoding them.
 _student_of = re.compile(rb'\{"version":\d+,"student_id":"([^"]*)","school_id":"([^"]*)"').match
-
-log = structlog.get_logger(__name__)
 
 
 class _Subscription:
@@ -108,25 +103,9 @@ class RedisMasteryFeed:
                 subscription.close()
 
     async def run(self) -> None:
-        """Listens for announcements for ever."""
-        while True:
-            try:
-                with storage_errors():
-                    await self._listen()
-            except StorageUnavailable as error:
-                # What is cached stays: better 30 s old than nothing, while the storage is away.
-                log.warning("announcements interrupted", error=str(error))
-            await asyncio.sleep(RECONNECT_SECONDS)
-
-    async def _listen(self) -> None:
-        await self._client.initialize()  # a cluster's pubsub must know the slots before its first command
-        async with self._client.pubsub() as pubsub:
-            await pubsub.subscribe(keys.ANNOUNCEMENTS)
-            async for message in pubsub.listen():
-                if message["type"] == "subscribe":
-                    self._begin_anew()
-                elif message["type"] == "message":
-                    self._hear(message["data"])
+        """Listens for announcements for ever. What is cached stays while the storage is away: better 30 s old than
+        nothing."""
+        await listen(self._client, keys.ANNOUNCEMENTS, begin=self._begin_anew, hear=self._hear)
 
     def _hear(self, announcement: bytes) -> None:
         if (match := _student_of(announcement)) is None:

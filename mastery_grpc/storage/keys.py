@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mastery_grpc.application.retention import Retention as Retention
+from mastery_grpc.application.compliance.retention import Retention as Retention
 from mastery_grpc.domain.events import StudentKey
 
 if TYPE_CHECKING:
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
     from mastery_grpc.application.callers import CallClass, Caller
     from mastery_grpc.application.ports import CourseKey
+    from mastery_grpc.domain.batch import BatchKey, BatchPriority
+    from mastery_grpc.domain.cohorts import CohortKey
 
 ANNOUNCEMENTS = "mastery:announcements"
 """The channel on which every committed mastery is published, as its JSON."""
+BATCH_ANNOUNCEMENTS = "mastery:batches"
+"""The channel on which `school/batch` is published after every change of a batch, and "" when work is queued."""
 
 CURRENT_MASTERIES = "*student:{*}:profile:current_mastery"
 """The glob of the keys of all current masteries."""
@@ -142,6 +146,26 @@ def course_write(course: CourseKey, token: str) -> str:
     return f"{_course(course)}:written:{token}"
 
 
+def cohort(its: CohortKey) -> str:
+    """Returns the key of a cohort but for its members; its keys share a slot."""
+    return f"{_cohort(its)}:profile"
+
+
+def cohort_members(its: CohortKey) -> str:
+    """Returns the key of the set of students listed in a cohort."""
+    return f"{_cohort(its)}:members"
+
+
+def cohort_requests(its: CohortKey) -> str:
+    """Returns the key of the requests to change a cohort that were carried out lately."""
+    return f"{_cohort(its)}:requests"
+
+
+def cohort_index(school_id: str) -> str:
+    """Returns the key of the ids of the cohorts of a school, in order; some may be gone."""
+    return f"{_school(school_id)}cohort:index"
+
+
 def audit_log(school_id: str) -> str:
     """Returns the key of the audit log of a school; its keys share a slot."""
     return f"{_audit(school_id)}:log"
@@ -174,9 +198,60 @@ def quota(caller: Caller, call_class: CallClass) -> str:
     return f"limit:{{{hashlib.sha256(who.encode()).hexdigest()[:32]}}}:{call_class}"
 
 
+def batch_state(batch: BatchKey) -> str:
+    """Returns the key of how far a batch is; all keys of a batch share a slot."""
+    return f"{_batch(batch)}:state"
+
+
+def batch_items(batch: BatchKey) -> str:
+    """Returns the key of the items of a batch, a hash by place."""
+    return f"{_batch(batch)}:items"
+
+
+def batch_results(batch: BatchKey) -> str:
+    """Returns the key of what became of the items, a hash by place."""
+    return f"{_batch(batch)}:results"
+
+
+def batch_scores(batch: BatchKey) -> str:
+    """Returns the key of the scores that the results tell, a sorted set of places."""
+    return f"{_batch(batch)}:scores"
+
+
+def student_batches(student: StudentKey) -> str:
+    """Returns the key of where a student stands in batches, a sorted set of `batch/place` by the end of life."""
+    return f"{_student(student)}:batches"
+
+
+def batch_queue(priority: BatchPriority) -> str:
+    """Returns the key of the queue of chunks, a stream; all queues and who waits in them share a slot."""
+    return f"{_BATCH_WORK}:{priority}"
+
+
+# No id of a batch has a dot.
+_BATCH_WORK = "batch:{.work}"
+BATCHES_OPEN = f"{_BATCH_WORK}:open"
+"""The key of the batches that have not ended, a sorted set of `school/batch/owner` by creation."""
+BATCH_UPKEEP = f"{_BATCH_WORK}:upkeep"
+"""The key by which one process tells the others that it looks for lost chunks."""
+
+
+def batches_open_of(owner: str) -> str:
+    """Returns the key of those of one owner."""
+    return f"{BATCHES_OPEN}:{owner}"
+
+
+def _batch(batch: BatchKey) -> str:
+    return f"{_school(batch.school_id)}batch:{{{batch.batch_id}}}"
+
+
 def _audit(school_id: str) -> str:
     # No id of a school has a dot; empty braces would give each key a slot of its own.
     return f"audit:{{{school_id or '.default'}}}"
+
+
+def _cohort(its: CohortKey) -> str:
+    return f"{_school(its.school_id)}cohort:{{{its.cohort_id}}}"
 
 
 def _course(course: CourseKey) -> str:

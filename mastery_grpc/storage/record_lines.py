@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.application.event_json import decode_event
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.verification import IssuedForecast

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement, ErasureMark
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement, ErasureMark
 from mastery_grpc.application.ports import (
     LoadedStudent,
     LoggedEvent,

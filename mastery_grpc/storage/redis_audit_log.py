@@ -8,7 +8,7 @@ from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from mastery_grpc.application.audit_store import Appended, ChainEnd, Portion
+from mastery_grpc.application.audit.store import Appended, ChainEnd, Portion
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import Replicas, raise_first_error, run_guarded, run_writes
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
-    from mastery_grpc.application.audit_store import SealedEntries
+    from mastery_grpc.application.audit.store import SealedEntries
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.storage.connection import RedisClient
 
 FIELD = b"e"
-_scripts = files("mastery_grpc.storage")
+_scripts = files("mastery_grpc.storage").joinpath("lua")
 _APPEND, _LOAD, _CUT, _SALT = (
     _scripts.joinpath(f"audit_{name}.lua").read_text() for name in ("append", "load", "cut", "salt")
 )

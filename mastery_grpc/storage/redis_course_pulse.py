@@ -49,7 +49,7 @@ _ROWS = {name.encode(): row for row, name in enumerate(_NAMES)}
 _EXERCISE_NAMES = [kind.name.lower() for kind in ExerciseCount]
 _MOST = int(np.iinfo(np.int32).max)  # marks, in thousandths, are the only count that could be more
 # Sent whole each time: a second trip for a server that does not know it yet would cost more than these bytes.
-_ADD = files("mastery_grpc.storage").joinpath("count.lua").read_text()
+_ADD = files("mastery_grpc.storage").joinpath("lua", "count.lua").read_text()
 
 
 class RedisCoursePulses:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mastery_grpc.application.data_kinds import DataKind
+from mastery_grpc.application.compliance.data_kinds import DataKind
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.forecasting.verification import VERIFIED_HORIZON_DAYS, DayScore, IssuedForecast
 from mastery_grpc.storage import keys, records

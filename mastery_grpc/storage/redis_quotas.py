@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mastery_grpc.application.rate_limits import Demand
     from mastery_grpc.storage.connection import Command, RedisClient
 
-_SETTLE = files("mastery_grpc.storage").joinpath("quota.lua").read_text()
+_SETTLE = files("mastery_grpc.storage").joinpath("lua", "quota.lua").read_text()
 
 
 class RedisQuotas:

@@ -8,8 +8,8 @@ from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.erasure_mark import announcement_of
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.erasure_mark import announcement_of
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.storage import keys, records
 from mastery_grpc.storage.connection import Replicas, run_guarded
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from mastery_grpc.application.circuit_breaker import CircuitBreaker
-    from mastery_grpc.application.erasure_mark import ErasureMark
-    from mastery_grpc.application.student_records import Records
+    from mastery_grpc.application.compliance.erasure_mark import ErasureMark
+    from mastery_grpc.application.compliance.student_records import Records
     from mastery_grpc.domain.events import StudentKey
     from mastery_grpc.storage.connection import RedisClient
     from mastery_grpc.storage.record_lines import Line

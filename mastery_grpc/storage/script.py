@@ -22,8 +22,8 @@ class Script:
     """A script that is called by its digest, and sent only where it is not known."""
 
     def __init__(self, name: str) -> None:
-        """`name` of the file beside this one."""
-        self.text = files("mastery_grpc.storage").joinpath(name).read_text()
+        """`name` of a file in `lua`."""
+        self.text = files("mastery_grpc.storage").joinpath("lua", name).read_text()
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(

@@ -6,6 +6,7 @@ The hooks are put around the product's classes here, in this process; the produc
 import argparse
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from enum import StrEnum
@@ -16,11 +17,12 @@ from confluent_kafka import Producer
 
 from mastery_grpc.app import ingest
 from mastery_grpc.application.ports import StudentChange
-from mastery_grpc.commands.process import log_json, run_async
+from mastery_grpc.commands.process import run_async
 from mastery_grpc.ingest import session
 from mastery_grpc.ingest.session import KafkaSession
 from mastery_grpc.settings import read_settings
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
+from mastery_grpc.telemetry.logs import configure_logs
 
 
 class Step(StrEnum):
@@ -109,7 +111,7 @@ def main() -> None:
     fate = Fate(options.step, options.nth, signal.SIGSTOP if options.stop else signal.SIGKILL)
     signal.signal(signal.SIGUSR1, fate.arm)
     lay_hooks(fate)
-    log_json()
+    configure_logs(sys.stderr)
     run_async(ingest(read_settings()))
 
 

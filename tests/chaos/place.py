@@ -143,6 +143,7 @@ class Place:
             "KAFKA_PROPERTIES": json.dumps({**KAFKA_PROPERTIES, **self.kafka_properties}),
             "INGEST_GROUP": self.group,
             "INGEST_HEALTH_PORT": "0",
+            "METRICS_PORT": "0",
             "INGEST_BATCH_SIZE": "50",  # several batches a round, so that each step is met several times
             "GRPC_HOST": "127.0.0.1",
             **self.settings_of_its_own,

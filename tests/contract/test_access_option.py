@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 
 import mastery.v1
 from mastery.v1 import access_pb2, mastery_service_pb2
-from mastery_grpc.application.audit_log import AuditedCall
+from mastery_grpc.application.audit.log import AuditedCall
 from mastery_grpc.application.callers import CallClass, Caller, Role
 from mastery_grpc.rpc.authentication import TokenVerifier
 from mastery_grpc.rpc.pipeline import CallPipeline

@@ -19,11 +19,12 @@ from mastery_grpc.domain.learning_path import LearningGoal, learning_path
 from mastery_grpc.domain.recommendations import AdviceConfig, Feedback, Verdict
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, Replicas, connect
-from mastery_grpc.storage.memory_advice import MemoryAdviceStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.advice import MemoryAdviceStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_advice import MOST_REQUESTS, RedisAdviceStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, event_id, quiz, student
+from tests.contract.clients import Clients
 
 CONFIG = AdviceConfig()
 HELPFUL = Feedback(
@@ -41,24 +42,18 @@ class Place(NamedTuple):
     client: RedisClient | None = None
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    if request.param == "memory":
+@pytest.fixture
+async def place(clients: Clients) -> AsyncIterator[Place]:
+    if clients is None:
         memory = MemoryStudentRepository(clock=utc_now)
         yield Place(MemoryAdviceStore(memory), memory)
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        client = connect(url, timeout=5)
-        stack.push_async_callback(client.aclose)
-        yield Place(
-            RedisAdviceStore(client, retention=keys.Retention()),
-            RedisStudentRepository(client, retention=keys.Retention()),
-            client,
-        )
+    client, _ = clients
+    yield Place(
+        RedisAdviceStore(client, retention=keys.Retention()),
+        RedisStudentRepository(client, retention=keys.Retention()),
+        client,
+    )
 
 
 @pytest.fixture

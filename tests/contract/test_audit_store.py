@@ -2,20 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from mastery_grpc.application.audit_store import Appended, AuditStore, ChainEnd, Portion, SealedEntries
+from mastery_grpc.application.audit.store import Appended, AuditStore, ChainEnd, Portion, SealedEntries
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
-from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory.audit_log import MemoryAuditStore
 from mastery_grpc.storage.redis_audit_log import RedisAuditStore
 from tests.builders import student
+from tests.contract.clients import Clients
 
 SCHOOL = "school_1"
 S1, S2, UNKNOWN = student("s1"), student("s2", school_id=SCHOOL), student("unknown")
@@ -33,9 +33,9 @@ class Storage:
     erase: Callable[[StudentKey], Awaitable[object]]
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    if request.param == "memory":
+@pytest.fixture
+async def storage(clients: Clients) -> AsyncIterator[Storage]:
+    if clients is None:
         memory = MemoryAuditStore()
 
         async def hold(key: StudentKey) -> None:
@@ -47,24 +47,16 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
 
         yield Storage(memory, memory, hold, erase)
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        clients = [connect(url, timeout=5), connect(url, timeout=5)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        first, second = (RedisAuditStore(client, retention=YEAR) for client in clients)
+    first, second = (RedisAuditStore(client, retention=YEAR) for client in clients)
 
-        async def hold_on_redis(key: StudentKey) -> None:
-            await clients[0].set(keys.current_mastery(key), b"{}")
+    async def hold_on_redis(key: StudentKey) -> None:
+        await clients[0].set(keys.current_mastery(key), b"{}")
 
-        async def erase_on_redis(key: StudentKey) -> None:
-            await clients[0].delete(keys.current_mastery(key))
-            await clients[0].set(keys.erased(key), b"1")
+    async def erase_on_redis(key: StudentKey) -> None:
+        await clients[0].delete(keys.current_mastery(key))
+        await clients[0].set(keys.erased(key), b"1")
 
-        yield Storage(first, second, hold_on_redis, erase_on_redis)
+    yield Storage(first, second, hold_on_redis, erase_on_redis)
 
 
 @pytest.fixture

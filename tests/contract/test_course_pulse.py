@@ -1,7 +1,6 @@
 """What every store of the counts of courses does: one suite for the fake, for Redis, and for a Redis Cluster."""
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack
 from datetime import date, timedelta
 from typing import Protocol
 
@@ -13,8 +12,9 @@ from mastery_grpc.domain.errors import StorageUnavailable
 from mastery_grpc.domain.forecasting.pulse import PULSE_DAYS, Count, CoursePulse, ExerciseCount
 from mastery_grpc.storage.connection import connect, run_pipeline
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
+from mastery_grpc.storage.memory.course_pulse import MemoryCoursePulses
 from mastery_grpc.storage.redis_course_pulse import PORTION, RedisCoursePulses
+from tests.contract.clients import Clients
 from tests.real.redis_servers import RedisServer
 
 COURSE = CourseKey("algebra")
@@ -26,22 +26,14 @@ class Store(CourseCounters, CoursePulses, Protocol):
     """Counts that can be written and read."""
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def writers(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Store, Store]]:
+@pytest.fixture
+async def writers(clients: Clients) -> AsyncIterator[tuple[Store, Store]]:
     """Two stores on one empty storage, as two processes have them."""
-    if request.param == "memory":
+    if clients is None:
         memory = MemoryCoursePulses()
         yield memory, memory
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        clients = [connect(url, timeout=5), connect(url, timeout=5)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        yield (RedisCoursePulses(clients[0], lifetime=LIFETIME), RedisCoursePulses(clients[1], lifetime=LIFETIME))
+    yield (RedisCoursePulses(clients[0], lifetime=LIFETIME), RedisCoursePulses(clients[1], lifetime=LIFETIME))
 
 
 @pytest.fixture

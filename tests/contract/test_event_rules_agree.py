@@ -230,6 +230,13 @@ def test_the_last_second_ends_alike(after_the_last_second: int) -> None:
     verdict(VALID | {"timestamp": LAST_SECOND * 1000 + after_the_last_second})
 
 
+@pytest.mark.parametrize("seconds", [-(2**63), 2**63 - 1, -(2**55), 2**55, 253_402_300_800])
+def test_seconds_of_which_the_nanoseconds_overflow_are_no_time(seconds: int) -> None:
+    message = events_pb2.LearningEvent.FromString(to_proto(VALID))
+    message.event_time.seconds = seconds
+    assert by_proto(message.SerializeToString()) is None
+
+
 # --- the verdicts themselves, so that the doors cannot agree on a wrong one -------------------------------
 
 QUIZ = VALID

@@ -1,24 +1,24 @@
 """What every store of issued forecasts does: one suite for the fake, for Redis, and for a Redis Cluster."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, erase_millis
 from mastery_grpc.application.ports import IssuedForecasts
 from mastery_grpc.domain.errors import InvalidInput
 from mastery_grpc.domain.forecasting.verification import DayScore, IssuedForecast, day_score
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
+from mastery_grpc.storage.memory.issued_forecasts import MemoryIssuedForecasts
 from mastery_grpc.storage.records import encode_mark
 from mastery_grpc.storage.redis_issued_forecasts import SCAN_PORTION, RedisIssuedForecasts
 from tests.builders import STUDENT, student
+from tests.contract.clients import Clients
 
 # Of the day on which the tests run, because Redis forgets what is past.
 NOW = datetime.now(UTC)
@@ -41,23 +41,15 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def stores(request: pytest.FixtureRequest) -> AsyncIterator[tuple[IssuedForecasts, IssuedForecasts]]:
+@pytest.fixture
+async def stores(clients: Clients) -> AsyncIterator[tuple[IssuedForecasts, IssuedForecasts]]:
     """Two stores on one empty storage, as two processes have them."""
-    if request.param == "memory":
+    if clients is None:
         memory = MemoryIssuedForecasts()
         yield memory, memory
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        clients = [connect(url, timeout=5), connect(url, timeout=5)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        first, second = (RedisIssuedForecasts(client, retention=Retention(), clock=utc_now) for client in clients)
-        yield first, second
+    first, second = (RedisIssuedForecasts(client, retention=Retention(), clock=utc_now) for client in clients)
+    yield first, second
 
 
 @pytest.fixture

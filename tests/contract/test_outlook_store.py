@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -26,11 +25,12 @@ from mastery_grpc.domain.student import EMPTY_STATE, mastery_of
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.outlooks import MemoryOutlookStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_outlooks import RedisOutlookStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, components, day, quiz, student
+from tests.contract.clients import Clients
 
 HOUR = timedelta(hours=1)
 
@@ -68,23 +68,15 @@ class Storage:
         assert await self.repository.rewrite([rewrite]) == [True]
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    if request.param == "memory":
+@pytest.fixture
+async def storage(clients: Clients) -> AsyncIterator[Storage]:
+    if clients is None:
         memory = MemoryStudentRepository(clock=at)
         store = MemoryOutlookStore(memory)
         yield Storage(memory, store, store)
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        clients = [connect(url, timeout=5), connect(url, timeout=5)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        first, second = (RedisOutlookStore(client, lifetime=HOUR) for client in clients)
-        yield Storage(RedisStudentRepository(clients[0], retention=Retention()), first, second)
+    first, second = (RedisOutlookStore(client, lifetime=HOUR) for client in clients)
+    yield Storage(RedisStudentRepository(clients[0], retention=Retention()), first, second)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from mastery_grpc.application.callers import CallClass, Caller, Role
 from mastery_grpc.application.rate_limits import Demand, QuotaKey, Quotas
 from mastery_grpc.storage.connection import connect
-from mastery_grpc.storage.memory_quotas import MemoryQuotas
+from mastery_grpc.storage.memory.quotas import MemoryQuotas
 from mastery_grpc.storage.redis_quotas import RedisQuotas
 
 PERIOD = 2.0

@@ -1,7 +1,6 @@
 """What every keeper of students' records does: one suite for the fake, for Redis, and for a Redis Cluster."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,22 +8,23 @@ from typing import Any
 import pytest
 
 from mastery_grpc.application.apply_events import ApplyEvents
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.erasure_mark import ErasureMark, erase_millis
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.erasure_mark import ErasureMark, erase_millis
+from mastery_grpc.application.compliance.student_records import StudentRecords
 from mastery_grpc.application.ports import StudentRepository
-from mastery_grpc.application.student_records import StudentRecords
 from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.errors import InvalidInput, StudentErased
 from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.domain.recommendations import Feedback, Verdict
 from mastery_grpc.storage import keys
 from mastery_grpc.storage.connection import RedisClient, connect
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
-from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.student_records import MemoryStudentRecords
 from mastery_grpc.storage.redis_advice import RedisAdviceStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from mastery_grpc.storage.redis_student_records import RedisStudentRecords
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, event_id, exercise, quiz, student
+from tests.contract.clients import Clients
 
 NOW = datetime(2026, 1, 30, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -50,20 +50,14 @@ class Place:
         return loaded, log, await self.repository.read_masteries([key]), await self.repository.read_snapshots(key)
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    if request.param == "memory":
+@pytest.fixture
+async def place(clients: Clients) -> AsyncIterator[Place]:
+    if clients is None:
         memory = MemoryStudentRepository(clock=lambda: NOW)
         yield Place(MemoryStudentRecords(memory), memory)
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        client = connect(url, timeout=5)
-        stack.push_async_callback(client.aclose)
-        yield on_redis(client)
+    client, _ = clients
+    yield on_redis(client)
 
 
 @pytest.fixture

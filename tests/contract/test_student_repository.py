@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain, count
@@ -33,9 +32,8 @@ from mastery_grpc.domain.events import (
 )
 from mastery_grpc.domain.scoring import ScoringRules
 from mastery_grpc.domain.student import EMPTY_STATE, Mastery, fold_all
-from mastery_grpc.storage.connection import connect
 from mastery_grpc.storage.keys import Retention
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
 from tests.builders import (
     DEFAULT_RULES,
@@ -59,6 +57,7 @@ from tests.builders import (
     student,
     texts,
 )
+from tests.contract.clients import Clients
 from tests.reference_fold import ReferenceMastery, fold_events
 
 # Hypothesis keeps one repository for all its examples; each takes a student of its own instead.
@@ -79,23 +78,15 @@ class Unhurried(MemoryStudentRepository):
         return await super().commit(changes)
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
-async def writers(request: pytest.FixtureRequest) -> AsyncIterator[tuple[StudentRepository, StudentRepository]]:
+@pytest.fixture
+async def writers(clients: Clients) -> AsyncIterator[tuple[StudentRepository, StudentRepository]]:
     """Two repositories on one empty storage, as two processes have them."""
-    if request.param == "memory":
+    if clients is None:
         memory = Unhurried(clock=utc_now)
         yield memory, memory
         return
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-    else:
-        url = request.getfixturevalue("redis_cluster").url.replace("redis://", "redis+cluster://")
-    async with AsyncExitStack() as stack:
-        clients = [connect(url, timeout=5), connect(url, timeout=5)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        first, second = (RedisStudentRepository(client, retention=Retention()) for client in clients)
-        yield first, second
+    first, second = (RedisStudentRepository(client, retention=Retention()) for client in clients)
+    yield first, second
 
 
 @pytest.fixture

@@ -154,5 +154,14 @@ def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
     assert everything == "*"
     sources = {line.removeprefix("!").partition("/")[0] for line in kept if line.startswith("!")}
     assert sources == {
-        *("pyproject.toml", "constraints.txt", "README.md", "hatch_build.py", "protos", "mastery_grpc", "deploy")
+        *(
+            "pyproject.toml",
+            "constraints.txt",
+            "README.md",
+            "hatch_build.py",
+            "protos",
+            "mastery_grpc",
+            "clients",
+            "deploy",
+        )
     }

@@ -332,7 +332,7 @@ def test_shuffled_events_make_the_same_learners_out_of_nothing(
 # --- what Redis and the API say, against the fold ---------------------------------------------------------
 
 
-_BEHIND_THE_CALLS = re.compile(r"(.*course:\{|audit:|limit:|.*:audit$)").match
+_BEHIND_THE_CALLS = re.compile(r"(.*course:\{|audit:|limit:|upkeep:|.*:audit$)").match
 """Keys of what is counted or taken down some time after the calls, and is not text."""
 
 
@@ -344,14 +344,19 @@ def everything_in(server: RedisServer) -> dict[str, Any]:
         while True:
             cursor, found = client.scan(cursor, count=5000)
             keys = [key for key in found if not _BEHIND_THE_CALLS(key)]
-            texts = [key for key in keys if not key.endswith(":events")]
             streams = [key for key in keys if key.endswith(":events")]
+            days = [key for key in keys if key.endswith(":mastery:days")]
+            texts = [key for key in keys if key not in {*streams, *days, "students"}]
             if texts:
                 held.update(zip(texts, client.mget(texts), strict=True))
             pipeline = client.pipeline(transaction=False)
             for key in streams:
                 pipeline.xrange(key)
-            held.update(zip(streams, pipeline.execute(), strict=True))
+            for key in days:
+                pipeline.zrange(key, 0, -1)
+            answers = pipeline.execute()
+            held.update(zip(streams, answers[: len(streams)], strict=True))
+            held.update((key, sorted(answer)) for key, answer in zip(days, answers[len(streams) :], strict=True))
             if cursor == 0:
                 return held
 
@@ -359,10 +364,13 @@ def everything_in(server: RedisServer) -> dict[str, Any]:
 def assert_folded(held: Mapping[str, Any], expected: Folded) -> None:
     snapshots: dict[str, dict[str, Any]] = {}
     current: dict[str, Any] = {}
+    listed: dict[str, Any] = {}
     for key, value in held.items():
         match key.split(":"):
             case ["student", student, "profile", "current_mastery"]:
                 current[student[1:-1]] = json.loads(value)
+            case ["student", student, "mastery", "days"]:
+                listed[student[1:-1]] = value
             case ["student", student, "mastery", day, *component]:
                 snapshots.setdefault(student[1:-1], {})[":".join([day, *component])] = json.loads(value)
     assert current.keys() == snapshots.keys() == {student_id for _, student_id in expected}
@@ -371,6 +379,7 @@ def assert_folded(held: Mapping[str, Any], expected: Folded) -> None:
         for (_, student_id), reference in expected.items()
         if not is_same(current[student_id], reference.mastery)
         or not are_same_days(snapshots[student_id], reference)
+        or listed[student_id] != sorted(map(str, reference.days))
     ]
     assert wrong == []
 

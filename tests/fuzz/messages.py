@@ -13,8 +13,21 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from mastery_grpc.domain.batch import requested_batch_id
+
 STUDENTS = ("s1", "s2", "s3")
 SCHOOLS = ("", "", "", "north")
+SETTLER = "settler"
+"""Who hands in what is there before the first message."""
+DONE, PENDING = (str(uuid.UUID(int=number, version=4)) for number in (1, 2))
+"""The request ids of his batches in each school."""
+BATCHES = [
+    requested_batch_id(request_id, school_id, "", "service", SETTLER)
+    for school_id in sorted(set(SCHOOLS))
+    for request_id in (DONE, PENDING)
+]
+COHORTS = tuple(f"c{number}" for number in range(24))
+"""Every other one is there from the start."""
 MOST_SHOWN = 2000
 """Characters of a message that a fault shows."""
 KIBIBYTE = 1024
@@ -77,6 +90,9 @@ def _valid_message(rng: random.Random, kind: Descriptor) -> Any:
                 chosen = rng.choice(oneof.fields)
                 if len(oneof.fields) > 1 or rng.random() < 0.9:
                     _set(message, chosen, _valid, rng)
+    if kind.full_name == "mastery.v1.UpdateCohortRequest":  # members are replaced or changed, not both
+        for name in rng.choice((("listed", "whole_school"), ("add_student_ids", "remove_student_ids"))):
+            message.ClearField(name)
     return message
 
 
@@ -100,13 +116,17 @@ def _valid(rng: random.Random, field: Any) -> Any:
         case FieldDescriptor.CPPTYPE_STRING:
             if field.name in IDS:
                 return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+            if field.name == "batch_id":
+                return rng.choice(BATCHES)
             if field.name == "school_id":
                 return rng.choice(SCHOOLS)
-            if field.name == "page_token":
+            if field.name in ("page_token", "etag"):
                 return ""
+            if field.name.endswith("cohort_id"):
+                return rng.choice(COHORTS)
             return rng.choice(STUDENTS) if field.name.endswith(ONE) else rng.choice(("a1", "practice-completion"))
         case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
-            return rng.randint(0, 8) / 8
+            return 0.9 if field.name == "confidence_level" else rng.randint(0, 8) / 8
         case FieldDescriptor.CPPTYPE_ENUM:
             return rng.choice([value.number for value in field.enum_type.values][1:])
         case FieldDescriptor.CPPTYPE_BOOL:

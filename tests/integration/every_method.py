@@ -4,6 +4,7 @@ import asyncio
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -13,19 +14,28 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import mastery.v1
-from mastery.v1 import recommendation_service_pb2
+from mastery.v1 import batch_service_pb2, recommendation_service_pb2
+from tests.builders import event_id
 from tests.integration.serving import DEADLINE, PATIENCE, Engine, Metadata, components, quiz_event
 
 PACKAGE = "mastery.v1."
 UNENDING = {"WatchMastery", "WatchBatch"}
 """Streams that go on for as long as somebody listens."""
+COHORT = "class-7b"
 BESIDE_THE_STUDENT: dict[str, dict[str, Any]] = {
     "CalculateMastery": {"components": components(0.25)},
     "RecordFeedback": {
         "recommendation_id": "practice-completion",
         "feedback": recommendation_service_pb2.FEEDBACK_HELPFUL,
     },
+    "CreateCohort": {"cohort_id": COHORT, "display_name": "Class 7b"},
+    "GetCohort": {"cohort_id": COHORT},
+    "UpdateCohort": {"cohort_id": COHORT},
+    "DeleteCohort": {"cohort_id": COHORT},
+    "CompareCohorts": {"first_cohort_id": COHORT, "second_cohort_id": COHORT},
+    "CompareToCohort": {"cohort_id": COHORT},
     "EraseStudentData": {"validate_only": True},
+    "SubmitBatch": {"operation": batch_service_pb2.BATCH_OPERATION_PREDICT},
 }
 """What a valid request needs further."""
 
@@ -67,10 +77,19 @@ def request_for(
         message.events.append(event)
     elif "event" in names:
         message.event.CopyFrom(event)
+    if "items" in names:
+        message.items.add(student_id=student_id)
+        message.request_id = str(uuid5(NAMESPACE_OID, f"{student_id}/{school_id}/{number}"))
+    if "batch_id" in names:
+        message.batch_id = event_id(number)
     if "student_id" in names:
         message.student_id = student_id
     if "student_ids" in names:
         message.student_ids.append(student_id)
+    if "add_student_ids" in names:
+        message.add_student_ids.append(student_id)
+    elif "listed" in names:
+        message.listed.student_ids.append(student_id)
     if "school_id" in names:
         message.school_id = school_id
     return message

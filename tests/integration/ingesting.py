@@ -253,6 +253,7 @@ def settings_for(broker: KafkaBroker, topics: MasteryTopics, redis_url: str, **o
         "kafka_transactions": broker.isolation,
         "ingest_group": f"ingest-{uuid.uuid4().hex[:8]}",
         "ingest_health_port": 0,
+        "metrics_port": 0,
         "grpc_host": "127.0.0.1",
         "grpc_port": 0,
         "grpc_drain_timeout": 15.0,
@@ -267,7 +268,7 @@ def everything_in(server: RedisServer) -> dict[str, Any]:
     held: dict[str, Any] = {}
     with server.client() as client:
         for key in client.scan_iter(count=1000):
-            if "course:{" in key or key.startswith(("audit:", "limit:")) or key.endswith(":audit"):
+            if "course:{" in key or key.startswith(("audit:", "limit:", "upkeep:")) or key.endswith(":audit"):
                 continue
             held[key] = value_of(client, key)
     return held
@@ -317,7 +318,9 @@ def student_key(school_id: str, student_id: str) -> str:
 
 def is_mastery(key: str) -> bool:
     kind = key.partition("}:")[2].split(":")
-    return kind == ["profile", "current_mastery"] or (kind[0] == "mastery" and len(kind) == 2)
+    return kind == ["profile", "current_mastery"] or (
+        kind[0] == "mastery" and len(kind) == 2 and kind[1] != "days"
+    )
 
 
 def causes(results: Iterable[Read], event_type: bytes = b"mastery.updated") -> Counter[str]:

@@ -36,6 +36,12 @@ from tests.integration.serving import (
 )
 from tests.real.redis_servers import RedisServer
 
+EFFECTS = {
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ALREADY_EXISTS,
+}
+"""What only those are told who were admitted."""
 ADMITTED, NOT_OWN, ELSEWHERE = "admitted", "NOT_OWN_RECORD", "OTHER_SCHOOL"
 CONTRACT = contract()
 METHOD = dict(MASTERY_SERVICE.methods_by_name)
@@ -136,7 +142,7 @@ async def verdict(client: Client, method: MethodDescriptor, request: Message) ->
         found = await answers(client.channel, method, request, client.metadata)
     except grpc.aio.AioRpcError as error:
         failure = failure_from(error)
-        if failure.code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}:
+        if failure.code in EFFECTS:
             return ADMITTED
         assert failure.code in {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}, failure
         return failure.reason
@@ -186,7 +192,9 @@ def test_the_rule_of_each_method_admits_whom_it_should(name: str, role: Role) ->
 @pytest.mark.parametrize("role", list(Role))
 async def test_each_role_reaches_what_the_contract_allows_it(engine: Engine, role: Role) -> None:
     served = await served_methods(engine)
-    assert served.keys() >= {name for name in MAY_CALL if name.startswith(("Mastery", "Predict", "Recomm"))}
+    assert served.keys() >= {
+        name for name in MAY_CALL if name.startswith(("Mastery", "Predict", "Recomm", "Analyt"))
+    }
     everywhere = [
         quiz_event(student_id=student_id, school_id=school_id)
         for name in served
@@ -237,7 +245,7 @@ async def test_what_is_refused_has_no_effect(engine: Engine, redis_server: Redis
         assert await verdict(student, METHOD[method], request_of(method, "s1")) == "ROLE_NOT_ALLOWED"
         assert await verdict(confined, METHOD[method], request_of(method, "s1", "south")) == "OTHER_SCHOOL"
     with redis_server.client() as redis:
-        assert [key for key in redis.scan_iter() if not key.startswith(("audit:", "limit:"))] == []
+        assert [key for key in redis.scan_iter() if not key.startswith(("audit:", "limit:", "upkeep:"))] == []
 
 
 async def test_an_event_without_a_school_goes_to_the_callers_own(engine: Engine) -> None:

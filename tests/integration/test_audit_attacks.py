@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mastery_grpc.application.audit_log import AuditedCall, AuditLog
-from mastery_grpc.application.audit_reader import AuditVerdict
+from mastery_grpc.application.audit.log import AuditedCall, AuditLog
+from mastery_grpc.application.audit.reader import AuditVerdict
 from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.domain.audit_chain import AuditFault, AuditKeys, FaultKind
 from mastery_grpc.storage import keys
@@ -263,7 +263,7 @@ async def test_the_stream_deleted(target: Target) -> None:
 async def test_a_log_that_grows_and_is_cut_while_it_is_checked_is_intact(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mastery_grpc.application.audit_reader.PORTION", 7)
+    monkeypatch.setattr("mastery_grpc.application.audit.reader.PORTION", 7)
     other = target._new()
 
     async def work() -> None:
@@ -286,7 +286,7 @@ async def test_one_log_tells_nothing_about_another(target: Target) -> None:
 
 
 async def test_what_was_tampered_with_can_still_be_listed(target: Target) -> None:
-    from mastery_grpc.application.audit_reader import AuditFilter
+    from mastery_grpc.application.audit.reader import AuditFilter
 
     records = await target.records()
     records[9] = b"garbage"

@@ -8,14 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+import pytest
 import redis
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_status import rpc_status
 
+from mastery.v1 import batch_service_pb2, events_pb2
 from mastery.v1 import compliance_service_pb2 as compliance
-from mastery.v1 import events_pb2
 from mastery.v1.compliance_service_pb2 import DATA_KIND_AUDIT_ENTRY
 from mastery.v1.compliance_service_pb2_grpc import ComplianceServiceStub
 from mastery_grpc.application.callers import Role
@@ -38,7 +39,8 @@ DAYS = 12
 MOMENT = timedelta(hours=1)
 """What is so near to now was made by the test's own calls; the events are days old."""
 MADE_UP = {
-    "mac", "receipt_id", "pseudonym", "sha256", "student_hash", "suppress_end_time", "entries", "entry_count",
+    "etag", "mac", "receipt_id", "pseudonym", "sha256", "student_hash", "suppress_end_time", "entries",
+    "entry_count", "expire_time",
 }  # fmt: skip
 """Fields that are another each time; among them what the audit log tells, which is written behind the calls."""
 CONTRACT = contract()
@@ -52,7 +54,13 @@ READING = (
     "PredictionService.DetectPatterns",
     "RecommendationService.GetRecommendations",
     "RecommendationService.GetLearningPath",
+    "AnalyticsService.GetHistory",
+    "AnalyticsService.GetCohort",
+    "AnalyticsService.ListCohorts",
+    "AnalyticsService.CompareCohorts",
+    "AnalyticsService.CompareToCohort",
 )
+LATE = ("AnalyticsService.DeleteCohort",)
 ERASE = "ComplianceService.EraseStudentData"
 
 
@@ -84,6 +92,16 @@ async def settle(redis_url: str, *schools: str) -> None:
         for school_id in schools:
             results = await engine.client().ingest(*lessons(school_id, correct=2 if school_id == OURS else 7))
             assert all(result.accepted for result in results)
+            await found_cohort(engine, school_id, STUDENTS if school_id == OURS else STUDENTS[:2])
+
+
+async def found_cohort(engine: Engine, school_id: str, members: tuple[str, ...]) -> None:
+    """Creates a cohort that has the same id and name in every school."""
+    admin = engine.client(Role.ADMIN, "founder", school_id)
+    method = CONTRACT["AnalyticsService.CreateCohort"]
+    request = request_for(method, members[0], request_id=event_id(1))  # may be settled again
+    request.listed.student_ids.extend(members[1:])
+    await answers(engine.channel, method, request, admin.metadata)
 
 
 @asynccontextmanager
@@ -108,9 +126,23 @@ async def told(client: Client, method: MethodDescriptor, request: Message) -> li
     found = [
         answer for answer in found if getattr(getattr(answer, "record", None), "kind", 0) != DATA_KIND_AUDIT_ENTRY
     ]
+    if method.name == "SubmitBatch":
+        await until_worked_off(client, found[0].batch.batch_id)
     for answer in found:
         make_comparable(answer)
     return [answer.SerializeToString(deterministic=True) for answer in found]
+
+
+async def until_worked_off(client: Client, batch_id: str) -> None:
+    """Returns once a batch has ended: what is held of it is another thing before."""
+    method = CONTRACT["BatchService.GetBatch"]
+    request = batch_service_pb2.GetBatchRequest(batch_id=batch_id)
+
+    async def has_ended() -> bool:
+        [answer] = await answers(client.channel, method, request, client.metadata)
+        return bool(answer.batch.HasField("end_time"))
+
+    await eventually(has_ended)
 
 
 def make_comparable(message: Message) -> None:
@@ -147,8 +179,11 @@ def callers(engine: Engine, school_id: str) -> dict[Role, Client]:
 
 
 def in_order(methods: dict[str, MethodDescriptor]) -> Iterator[MethodDescriptor]:
-    """Yields those first that only read, before a change drops what is cached; the erasure last."""
-    yield from (methods[name] for name in sorted(methods, key=lambda name: (name == ERASE, name not in READING)))
+    """Yields those first that only read, before a change drops what is cached; those that delete at the end."""
+    yield from (
+        methods[name]
+        for name in sorted(methods, key=lambda name: (name == ERASE, name in LATE, name not in READING))
+    )
 
 
 async def everything_told(engine: Engine, *, naming: tuple[str, ...]) -> dict[str, list[bytes]]:
@@ -258,6 +293,50 @@ async def test_a_refused_event_among_good_ones_leaves_no_trace_of_its_school(
             assert failure_in(results[1].error).reason == "OTHER_SCHOOL"
             assert results[1].event_id == event_id(2)
     assert kept_of(redis_server, THEIRS) == {}
+
+
+# --- cohorts ----------------------------------------------------------------------------------------------
+
+
+async def test_a_cohort_is_of_the_students_of_its_school(redis_url: str) -> None:
+    async with both_schools(redis_url) as engine:
+        found = {}
+        for school_id in (OURS, THEIRS):
+            teacher = engine.client(Role.TEACHER, "t", school_id)
+            request = request_for(CONTRACT["AnalyticsService.CompareToCohort"], "s1")
+            method = CONTRACT["AnalyticsService.CompareToCohort"]
+            [found[school_id]] = await answers(engine.channel, method, request, teacher.metadata)
+        assert [found[school_id].cohort.count for school_id in (OURS, THEIRS)] == [3, 2]
+        assert found[OURS].cohort.mean < found[THEIRS].cohort.mean
+
+
+async def test_a_teacher_reaches_no_cohort_of_another_school(redis_url: str, redis_server: RedisServer) -> None:
+    async with both_schools(redis_url) as engine:
+        teacher = engine.client(Role.TEACHER, "t", OURS)
+        admin = engine.client(Role.ADMIN, "a", OURS)
+        only_theirs = engine.client(Role.ADMIN, "b", THEIRS)
+        create = CONTRACT["AnalyticsService.CreateCohort"]
+        await answers(engine.channel, create, request_for(create, "s1", cohort_id="secret"), only_theirs.metadata)
+        before = kept_of(redis_server, THEIRS)
+        for name, method in CONTRACT.items():
+            if not name.startswith("AnalyticsService.") or name.endswith(("GetHistory", "ListCohorts")):
+                continue
+            for client in (teacher, admin):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await answers(engine.channel, method, request_for(method, "s1", THEIRS), client.metadata)
+                assert failure_from(refused.value).reason == "OTHER_SCHOOL"
+            if name.endswith("CreateCohort"):
+                continue
+            fields: dict[str, Any] = {
+                field.name: "secret" for field in method.input_type.fields if field.name.endswith("cohort_id")
+            }
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await answers(engine.channel, method, request_for(method, "s1", **fields), teacher.metadata)
+            assert failure_from(refused.value).reason == "COHORT_NOT_FOUND"
+        listing = CONTRACT["AnalyticsService.ListCohorts"]
+        [ours] = await answers(engine.channel, listing, request_for(listing, "s1"), teacher.metadata)
+        assert [cohort.cohort_id for cohort in ours.cohorts] == ["class-7b"]
+        assert kept_of(redis_server, THEIRS) == before
 
 
 # --- announcements, caches and limits ---------------------------------------------------------------------

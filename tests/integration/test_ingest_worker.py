@@ -353,7 +353,7 @@ async def test_the_worker_serves_nothing_but_health(settings: Settings) -> None:
 async def test_a_worker_told_to_stop_finishes_the_batch_in_hand_and_commits_it(
     log: Log, settings: Settings, redis_server: RedisServer
 ) -> None:
-    events = many_events(2000, students=50)
+    events = many_events(6000, students=50)
     await asyncio.to_thread(log.send, map(json_record, events))
     settings = settings.model_copy(update={"ingest_batch_size": 100})
 

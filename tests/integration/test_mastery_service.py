@@ -176,7 +176,11 @@ async def test_validate_only_answers_what_would_result_and_stores_nothing(
     with redis_server.client() as redis:
 
         def stored() -> dict[str, bytes]:
-            return {key: redis.dump(key) for key in redis.scan_iter() if "audit" not in key and "limit" not in key}
+            return {
+                key: redis.dump(key)
+                for key in redis.scan_iter()
+                if "audit" not in key and "limit" not in key and "upkeep" not in key
+            }
 
         before = stored()
         previewed = await client.calculate(components=components(0.7), validate_only=True, request_id=REQUEST_ID)

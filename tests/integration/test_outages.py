@@ -339,7 +339,7 @@ async def test_with_no_broker_events_are_soon_refused_at_once_and_leave_no_trace
         assert failure.code is grpc.StatusCode.NOT_FOUND
         assert await engine.is_serving()
     with redis_server.client() as stored:
-        assert [key for key in stored.scan_iter() if not key.startswith(("audit:", "limit:"))] == []
+        assert [key for key in stored.scan_iter() if not key.startswith(("audit:", "limit:", "upkeep:"))] == []
 
 
 async def test_a_broker_that_comes_back_takes_events_again(

@@ -124,3 +124,21 @@ async def test_a_sender_who_does_not_read_his_answers_is_dropped(redis_url: str)
 
         await eventually(another_may_send, within=30)
         sending.cancel()
+
+
+async def test_every_thousand_events_of_a_stream_count_as_a_call(redis_url: str) -> None:
+    async with running_engine(redis_url, rate_limit_people=2) as engine:
+        client = engine.client(Role.ADMIN, "importer")
+        acknowledged: list[Any] = []
+
+        async def send() -> None:
+            stream = client.stream(quiz_event(number=number % 50) for number in range(5000))
+            while (answer := await stream.read()) is not grpc.aio.EOF:
+                acknowledged.append(answer)
+
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await send()
+        failure = failure_from(refused.value)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        assert failure.retry_delay is not None
+        assert len(acknowledged) <= 2000

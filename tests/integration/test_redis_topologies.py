@@ -15,14 +15,17 @@ from mastery_grpc.app import beside
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.ports import LoadedStudent, Subscription
 from mastery_grpc.application.student_update import Delivery, Outcome
+from mastery_grpc.domain.cohorts import CohortKey
 from mastery_grpc.domain.errors import StorageUnavailable
 from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.storage.cache import CachedMasteryReader
 from mastery_grpc.storage.connection import Replicas, connect
 from mastery_grpc.storage.feed import RedisMasteryFeed
 from mastery_grpc.storage.keys import Retention
+from mastery_grpc.storage.redis_cohorts import RedisCohortStore
 from mastery_grpc.storage.redis_repository import RedisStudentRepository
-from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, flat, quiz, student
+from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, event_id, flat, quiz, student
+from tests.contract.cohorts import managing
 from tests.real.processes import free_ports
 from tests.real.redis_servers import (
     EncryptedRedis,
@@ -113,6 +116,22 @@ async def test_all_of_it_works_by_tls_as_a_user_who_may_do_no_more_than_that(enc
         with encrypted.server.client() as stored:
             users = {client["user"] for client in stored.client_list()}
     assert "mastery" in users
+
+
+async def test_cohorts_need_no_further_rights(encrypted: EncryptedRedis) -> None:
+    encrypted.server.flush()
+    client = connect(encrypted.url, timeout=TIMEOUT)
+    store = RedisCohortStore(client, retention=Retention())
+    manage = managing(store)
+    try:
+        for school_id in ("", "north"):
+            created = await manage.create(CohortKey("7b", school_id), "7b", ["s1"], request_id=event_id(1))
+            assert [one.profile for one in (await manage.page(school_id)).cohorts] == [created.cohort.profile]
+            assert len(await store.listing(student("s1", school_id=school_id))) == 1
+            await store.confirm(CohortKey("7b", school_id))
+            await manage.delete(CohortKey("7b", school_id))
+    finally:
+        await client.aclose()
 
 
 @pytest.mark.parametrize(

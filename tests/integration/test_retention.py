@@ -12,10 +12,10 @@ from mastery.v1 import compliance_service_pb2 as pb
 from mastery.v1.compliance_service_pb2_grpc import ComplianceServiceStub
 from mastery_grpc.application.apply_events import ApplyEvents
 from mastery_grpc.application.callers import Role
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.export_student import ExportRecord, ExportStudent
-from mastery_grpc.application.forget_overdue import ForgetOverdue
-from mastery_grpc.application.retention import Retention, policy
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.export_student import ExportRecord, ExportStudent
+from mastery_grpc.application.compliance.forget_overdue import ForgetOverdue
+from mastery_grpc.application.compliance.retention import Retention, policy
 from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.assembly import Storage, audit_log_of, opened_storage, utc_now
 from mastery_grpc.domain.events import StudentKey

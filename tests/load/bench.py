@@ -12,10 +12,12 @@ import os
 import signal
 import statistics
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
@@ -50,6 +52,7 @@ SECRET = "a secret of the bench that is long enough"
 PROGRAM = Path(sys.executable).with_name("mastery-grpc")
 METHOD = "/mastery.v1.MasteryService/GetMastery"
 CONCURRENCIES = (1, 16, 64)
+TELEMETRY_CONCURRENCY = 16
 CACHED = 500
 """Students asked for in turn: fewer than the server's L1 holds, so that all are found there."""
 UNCACHED = 4000
@@ -263,9 +266,9 @@ def until_serving(port: int) -> None:
     raise RuntimeError(f"no server at port {port}")
 
 
-def credentials() -> tuple[tuple[str, str], ...]:
+def credentials(role: Role = Role.SERVICE) -> tuple[tuple[str, str], ...]:
     token = issue_token(
-        Caller("bench", Role.SERVICE, ""),
+        Caller("bench", role, ""),
         secret=SECRET,
         algorithm="HS256",
         expires_at=time.time() + 3600,
@@ -318,7 +321,7 @@ def bench_audit(rounds: int, seconds: float) -> Figures:
 def serve_unaudited() -> None:
     """The other side: the same server, to which nothing is worth an entry."""
     from mastery_grpc.__main__ import main as program
-    from mastery_grpc.application.audit_log import AuditLog
+    from mastery_grpc.application.audit.log import AuditLog
 
     AuditLog.record = lambda self, call: None  # type: ignore[method-assign]
     sys.argv = ["mastery-grpc", "serve"]
@@ -327,8 +330,8 @@ def serve_unaudited() -> None:
 
 async def audit_costs(redis_url: str) -> None:
     """Says what entries cost to write, to keep and to read, each figure once."""
-    from mastery_grpc.application.audit_log import AuditedCall
-    from mastery_grpc.application.audit_reader import AuditFilter
+    from mastery_grpc.application.audit.log import AuditedCall
+    from mastery_grpc.application.audit.reader import AuditFilter
     from mastery_grpc.assembly import audit_log_of, utc_now
     from mastery_grpc.settings import Settings
     from mastery_grpc.storage import keys
@@ -370,6 +373,136 @@ async def audit_costs(redis_url: str) -> None:
         await reading
         say(f"  {(time.perf_counter() - start) * 100_000 / count:.2f} s for 100,000 entries {name}")
     await client.aclose()
+
+
+# --- telemetry --------------------------------------------------------------------------------------------
+
+
+def bench_telemetry(rounds: int, seconds: float, most_events: int) -> Figures:
+    """GetMastery, found in L1, and ingest, against the same program with nobody looking: with metrics for
+    Prometheus; with all that an OTLP endpoint switches on; and with a trace of each call."""
+    with ExitStack() as stack:
+        [collector_port] = free_ports(1)
+        directory = stack.enter_context(scratch_directory("mastery-bench-"))
+        stack.enter_context(started(this_bench("collect", str(collector_port)), {}, directory))
+        sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector_port}"}
+        sides = {
+            "without": ("untold", {}),
+            "metrics": ("", {}),
+            "all": ("", sending),
+            "each traced": ("", sending | {"OTEL_TRACES_SAMPLER": "always_on"}),
+        }
+        figures = telemetry_of_calls(stack, directory, sides, rounds, seconds)
+        return figures | telemetry_of_ingest(stack, directory, sides, rounds, most_events)
+
+
+Told = Mapping[str, tuple[str, dict[str, str]]]
+"""For each side how its program is started: told by nobody or as it is, and with which variables."""
+
+
+def program_of(told: str, command: str) -> list[str]:
+    return this_bench("untold", command) if told else [str(PROGRAM), command]
+
+
+def telemetry_of_calls(stack: ExitStack, directory: Path, told: Told, rounds: int, seconds: float) -> Figures:
+    say(f"telemetry of calls: {rounds} rounds of {seconds} s for each server, {TELEMETRY_CONCURRENCY} in flight")
+    redis_server = stack.enter_context(standalone())
+    fill(redis_server, CACHED)
+    with ExitStack() as servers:
+        sides = {}
+        for name, (how, variables) in told.items():
+            [port] = free_ports(1)
+            settings = {
+                "MASTERY_REDIS_URL": redis_server.url,
+                "MASTERY_GRPC_HOST": "127.0.0.1",
+                "MASTERY_GRPC_PORT": str(port),
+                "MASTERY_METRICS_PORT": "0",
+                "MASTERY_JWT_SECRET": SECRET,
+            }
+            server = servers.enter_context(started(program_of(how, "serve"), settings | variables, directory))
+            sides[name] = CallSide(server, port, CACHED)
+        for side in sides.values():
+            until_serving(side.port)
+        runs: dict[str, list[Run]] = {}
+        for round_ in range(rounds):
+            for name in turned(list(sides), round_):
+                run = uvloop.run(call_repeatedly(sides[name], TELEMETRY_CONCURRENCY, seconds))
+                runs.setdefault(name, []).append(run)
+                say(f"  round {round_ + 1}: {name:<11} {run.text('call')}")
+    return against_nobody("GetMastery", "call", runs)
+
+
+def telemetry_of_ingest(stack: ExitStack, directory: Path, told: Told, rounds: int, most_events: int) -> Figures:
+    texts = list(islice(events(), most_events))
+    say(f"telemetry of ingest: {rounds} rounds of {len(texts):,} events for each worker, each of its own trace")
+    broker = stack.enter_context(kafka())
+    redis_server = stack.enter_context(standalone(append_only=True))
+    topics = MasteryTopics().with_suffix(f".{uuid.uuid4().hex[:8]}")
+    broker.create_topics(*topics.all)
+    send(broker, topics.requests.name, texts, traced=True)
+    runs: dict[str, list[Run]] = {}
+    for round_ in range(rounds):
+        for name in turned(list(told), round_):
+            how, variables = told[name]
+            redis_server.flush()
+            group = f"bench-{uuid.uuid4().hex[:8]}"
+            _, settings = worker_side(broker, redis_server, topics, group)
+            run = ingest_once(broker, topics, group, program_of(how, "ingest"), settings | variables, directory)
+            runs.setdefault(name, []).append(run)
+            say(f"  round {round_ + 1}: {name:<11} {run.text('event')}")
+    return against_nobody("ingest", "event", runs)
+
+
+def against_nobody(what: str, unit: str, runs: Mapping[str, Sequence[Run]]) -> Figures:
+    figures: Figures = {}
+    for name in ("metrics", "all", "each traced"):
+        figures |= comparison(f"{what}, {name}", unit, runs[name], runs["without"])
+    return figures
+
+
+def turned(names: list[str], round_: int) -> list[str]:
+    """Returns the names from another one on in each round, so that none is always the first."""
+    start = round_ % len(names)
+    return names[start:] + names[:start]
+
+
+def run_untold(command: str) -> None:
+    """The other side: the same program, with nobody looking."""
+    import structlog
+
+    from mastery_grpc import app
+    from mastery_grpc.__main__ import main as program
+    from mastery_grpc.application.event_observer import NobodyWatchesEvents
+    from mastery_grpc.ingest import observation as of_ingest
+    from mastery_grpc.rpc import observation as of_rpc
+    from mastery_grpc.telemetry.process import ProcessTelemetry
+
+    nobody: Any = ProcessTelemetry()
+    nobody.calls, nobody.commands = of_rpc.Unobserved(), None
+    nobody.events.of_door = lambda door: NobodyWatchesEvents()
+    nobody.kafka.consumer = lambda topic, group: of_ingest.Unobserved()
+    nobody.kafka.producer = lambda topic: of_ingest.Unobserved()
+    anything: Any = app
+    anything.told_of = lambda role, settings: nullcontext((nobody, 0))
+    structlog.contextvars.bind_contextvars = lambda **bound: {}
+    sys.argv = ["mastery-grpc", command]
+    program()
+
+
+def collect(port: int) -> None:
+    """A collector that takes everything and looks at nothing."""
+
+    class Everything(grpc.GenericRpcHandler):
+        def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Everything()])
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+    stopping.wait()
+    server.stop(0).wait()
 
 
 # --- ingest -----------------------------------------------------------------------------------------------
@@ -417,6 +550,7 @@ def worker_side(
         "MASTERY_KAFKA_TRANSACTIONS": str(broker.isolation),
         "MASTERY_INGEST_GROUP": group,
         "MASTERY_INGEST_HEALTH_PORT": str(health_port),
+        "MASTERY_METRICS_PORT": "0",
         "MASTERY_GRPC_HOST": "127.0.0.1",
     }
 
@@ -527,12 +661,15 @@ def simulated(learners: int, *, days: int) -> Iterator[dict[str, Any]]:
     return iter(simulate_class(seed=7, learners=learners, first_day=date(2026, 1, 12), days=days))
 
 
-def send(broker: KafkaBroker, topic: str, texts: Sequence[bytes]) -> None:
+def send(broker: KafkaBroker, topic: str, texts: Sequence[bytes], *, traced: bool = False) -> None:
     with Producer({"bootstrap.servers": broker.bootstrap_servers, "linger.ms": 5}) as producer:
         for text in texts:
             while True:
                 try:
-                    producer.produce(topic, text, key=json.loads(text)["student_id"])
+                    headers: dict[str, str | bytes | None] = {}
+                    if traced:
+                        headers["traceparent"] = f"00-{uuid.uuid4().hex}-00f067aa0ba902b7-01"
+                    producer.produce(topic, text, key=json.loads(text)["student_id"], headers=headers)
                     break
                 except BufferError:
                     producer.poll(0.1)
@@ -596,6 +733,10 @@ def main(arguments: Sequence[str]) -> None:
             serve_bare(int(port))
         case ["serve-unaudited"]:
             serve_unaudited()
+        case ["untold", command]:
+            run_untold(command)
+        case ["collect", port]:
+            collect(int(port))
         case ["loop", bootstrap_servers, redis_url, group, requests, results]:
             loop(bootstrap_servers, redis_url, group, requests, results)
         case _:
@@ -604,7 +745,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.load.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["calls", "audit", "ingest", "all"], default="all")
+    sections = ["calls", "audit", "telemetry", "cohorts", "batches", "ingest", "all"]
+    parser.add_argument("what", nargs="?", choices=sections, default="all")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of calls (default: 2)")
     parser.add_argument("--events", type=int, default=40_000, help="in each run of ingest (default: 40000)")
@@ -615,8 +757,18 @@ def bench(arguments: Sequence[str]) -> None:
         figures.update(bench_calls(given.rounds, given.seconds))
     if given.what in ("audit", "all"):
         figures.update(bench_audit(given.rounds, given.seconds))
+    if given.what in ("cohorts", "all"):
+        from tests.load.cohorts import bench_cohorts
+
+        figures.update(bench_cohorts(given.rounds))
+    if given.what in ("telemetry", "all"):
+        figures.update(bench_telemetry(given.rounds, given.seconds, given.events))
     if given.what in ("ingest", "all"):
         figures.update(bench_ingest(given.rounds, given.events))
+    if given.what in ("batches", "all"):
+        from tests.load.batches import bench_batches  # it has this one's programs and figures
+
+        figures.update(bench_batches(given.rounds, given.seconds))
     show(figures)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)

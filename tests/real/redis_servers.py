@@ -22,9 +22,10 @@ SLOTS = 16_384
 SERVICE = "mastery"
 TLS_USER, TLS_PASSWORD = "mastery", "secret"
 PRODUCT_RIGHTS = (
-    "~student:* ~students ~school:* ~processed:* ~erased:* ~course:* ~forecast:* ~audit:* ~limit:* ~upkeep:* "
-    "&mastery:* +@read +@write +@scripting +@pubsub +@connection -@dangerous +time"
+    "~student:* ~students ~school:* ~processed:* ~erased:* ~course:* ~forecast:* ~cohort:* ~batch:* ~audit:* "
+    "~limit:* ~upkeep:* &mastery:* +@read +@write +@scripting +@pubsub +@connection -@dangerous +time"
 )
+"""As the README states them."""
 OLDEST_MAJOR = 7  # CLUSTER ADDSLOTSRANGE and cluster-port came with Redis 7
 
 

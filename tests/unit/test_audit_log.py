@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import structlog
 
-from mastery_grpc.application.audit_log import MOST_WAITING, AuditedCall, AuditLog
-from mastery_grpc.application.audit_reader import AuditFilter, AuditPage
-from mastery_grpc.application.audit_store import Appended, SealedEntries
+from mastery_grpc.application.audit.log import MOST_WAITING, AuditedCall, AuditLog
+from mastery_grpc.application.audit.reader import AuditFilter, AuditPage
+from mastery_grpc.application.audit.store import Appended, SealedEntries
 from mastery_grpc.application.callers import Caller, Role
 from mastery_grpc.domain.audit_chain import AuditEntry, AuditKeys, FaultKind
 from mastery_grpc.domain.errors import InvalidPageToken, StorageUnavailable
 from mastery_grpc.domain.events import StudentKey
-from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory.audit_log import MemoryAuditStore
 from tests.builders import at, student
 
 KEYS = AuditKeys.derived_from(b"a secret of the tests, long enough")
@@ -480,8 +480,8 @@ async def test_a_page_token_is_good_for_its_filters_only(filled: AuditLog) -> No
 async def test_one_page_looks_at_a_bounded_part_of_the_log(
     filled: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mastery_grpc.application.audit_reader.PORTION", 5)
-    monkeypatch.setattr("mastery_grpc.application.audit_reader.MOST_SCANNED", 10)
+    monkeypatch.setattr("mastery_grpc.application.audit.reader.PORTION", 5)
+    monkeypatch.setattr("mastery_grpc.application.audit.reader.MOST_SCANNED", 10)
     page = await filled.entries(AuditFilter(end_time=at(seconds=2)))
     empty = 0
     while not page.entries:

@@ -33,8 +33,8 @@ from mastery_grpc.domain.forecasting.pulse import PULSE_DAYS, Count, CourseDays,
 from mastery_grpc.domain.student import MAX_COURSES, CourseStanding, StudentState, fold_all
 from mastery_grpc.simulation.learners import simulate_class
 from mastery_grpc.storage.course_pulse_cache import CachedCoursePulses
-from mastery_grpc.storage.memory_course_pulse import MemoryCoursePulses
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.course_pulse import MemoryCoursePulses
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import (
     DEFAULT_RULES,
     FOR_EVER,

@@ -5,15 +5,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mastery_grpc.application.apply_events import ApplyEvents
-from mastery_grpc.application.audit_log import AuditLog
-from mastery_grpc.application.erase_student import EraseStudent
-from mastery_grpc.application.erasure_mark import ErasureAnnouncement, ErasureMark, erase_millis
+from mastery_grpc.application.audit.log import AuditLog
+from mastery_grpc.application.compliance.erase_student import EraseStudent
+from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement, ErasureMark, erase_millis
 from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.audit_chain import AuditKeys
 from mastery_grpc.domain.errors import StudentErased
-from mastery_grpc.storage.memory_audit_log import MemoryAuditStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
-from mastery_grpc.storage.memory_student_records import MemoryStudentRecords
+from mastery_grpc.storage.memory.audit_log import MemoryAuditStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.student_records import MemoryStudentRecords
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, event_id, quiz
 
 ERASED = datetime(2026, 1, 30, tzinfo=UTC)

@@ -26,8 +26,8 @@ from mastery_grpc.domain.forecasting.forecast import Forecast, ForecastTerms, Pa
 from mastery_grpc.domain.forecasting.outlook import Outlook
 from mastery_grpc.domain.forecasting.pulse import CoursePulse
 from mastery_grpc.domain.student import EMPTY_STATE, mastery_of
-from mastery_grpc.storage.memory_outlooks import MemoryOutlookStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.outlooks import MemoryOutlookStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import (
     DEFAULT_RULES,
     FOR_EVER,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mastery_grpc.application.callers import CallClass, Caller, Role
-from mastery_grpc.application.rate_limits import CallLimits, Demand, Grant, RateLimiter
+from mastery_grpc.application.rate_limits import CallLimits, Demand, Grant, QuotaKey, RateLimiter
 from mastery_grpc.domain.errors import RateLimited, StorageUnavailable, TooManyOpen
-from mastery_grpc.storage.memory_quotas import MemoryQuotas
+from mastery_grpc.storage.memory.quotas import MemoryQuotas
 
 TEACHER = Caller("t1", Role.TEACHER, "school-1")
 OTHER = Caller("t2", Role.TEACHER, "school-1")
@@ -196,3 +196,50 @@ async def test_a_caller_may_hold_so_many_streams_and_no_more() -> None:
             pass
     with limiter.open_stream(TEACHER):
         pass
+
+
+class Slow(Counting):
+    """Quotas that may be made to answer later."""
+
+    def __init__(self, quotas: MemoryQuotas) -> None:
+        super().__init__(quotas)
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def settle(self, demands: Sequence[Demand]) -> list[Grant]:
+        grants = await super().settle(demands)
+        await self.answers.wait()
+        return grants
+
+
+async def test_a_call_let_in_while_a_question_is_under_way_is_paid_for_without_another_call() -> None:
+    clock = Clock()
+    quotas = Slow(MemoryQuotas(period=60.0, timer=clock))
+    limiter = RateLimiter(quotas, fallback=quotas.quotas, limits=CallLimits(), timer=clock)
+    calls = 0
+
+    async def call() -> None:
+        nonlocal calls
+        await limiter.admit(TEACHER, CallClass.READ)
+        calls += 1
+
+    await call()
+    [account] = limiter._accounts.values()
+    while not account.lease:
+        await limiter.settle()
+        await call()
+    while not account.is_asked:
+        await call()
+    quotas.answers.clear()
+    settling = asyncio.create_task(limiter.settle())
+    await asyncio.sleep(0)
+    while account.lease:
+        await call()
+    await call()  # on credit
+    assert account.owed == 1
+    quotas.answers.set()
+    await settling
+    [grant] = await quotas.quotas.settle(
+        [Demand(QuotaKey(TEACHER, CallClass.READ), 100, paid=0, waiting=0, wish=0, returned=0, slot=0)]
+    )
+    assert 100 - grant.remaining == calls + account.lease

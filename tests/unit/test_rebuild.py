@@ -15,7 +15,7 @@ from mastery_grpc.application.student_update import Delivery
 from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.domain.scoring import Method, ScoringRules, Weights
 from mastery_grpc.domain.student import EMPTY_STATE, Mastery
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import (
     DEFAULT_RULES,
     FOR_EVER,

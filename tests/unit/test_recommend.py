@@ -11,8 +11,8 @@ from mastery_grpc.domain.errors import RecommendationNotFound, StorageUnavailabl
 from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.domain.forecasting.forecast import Forecast
 from mastery_grpc.domain.recommendations import AdviceConfig, Verdict
-from mastery_grpc.storage.memory_advice import MemoryAdviceStore
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.advice import MemoryAdviceStore
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, calculation
 from tests.unit.test_recommendations import forecast
 

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from mastery_grpc.application.data_kinds import DataKind
-from mastery_grpc.application.retention import DEAD_LETTERS_KEPT, Retention, policy
+from mastery_grpc.application.compliance.data_kinds import DataKind
+from mastery_grpc.application.compliance.retention import DEAD_LETTERS_KEPT, Retention, policy
 from mastery_grpc.settings import SettingsError, read_settings
 
 

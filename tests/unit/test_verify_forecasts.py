@@ -22,8 +22,8 @@ from mastery_grpc.domain.forecasting.pulse import CoursePulse
 from mastery_grpc.domain.forecasting.verification import ENOUGH_CASES, DayScore, IssuedForecast, Tally
 from mastery_grpc.domain.forecasting.watched import WatchedForecaster
 from mastery_grpc.domain.student import mastery_of
-from mastery_grpc.storage.memory_issued_forecasts import MemoryIssuedForecasts
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.issued_forecasts import MemoryIssuedForecasts
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, calculation, day, student
 
 TERMS = ForecastTerms()

@@ -2,9 +2,8 @@
 
 import argparse
 
-import grpc
-
-from mastery.v1 import mastery_pb2, mastery_service_pb2, mastery_service_pb2_grpc
+from mastery.v1 import mastery_pb2
+from mastery_client import Client
 
 
 def main() -> None:
@@ -14,13 +13,8 @@ def main() -> None:
     parser.add_argument("--token", required=True, help="a bearer token, as made by `mastery-grpc token`")
     parser.add_argument("--address", default="127.0.0.1:50051")
     arguments = parser.parse_args()
-    with grpc.insecure_channel(arguments.address) as channel:
-        response = mastery_service_pb2_grpc.MasteryServiceStub(channel).GetMastery(
-            mastery_service_pb2.GetMasteryRequest(student_id=arguments.student_id),
-            metadata=(("authorization", f"Bearer {arguments.token}"),),
-            timeout=5,
-        )
-    mastery = response.mastery
+    with Client(arguments.address, token=arguments.token) as client:
+        mastery = client.mastery.get_mastery(student_id=arguments.student_id).mastery
     print(f"{mastery.student_id}: {mastery.mastery_score:.3f}, {mastery_pb2.Level.Name(mastery.level)}")
     for part in mastery.breakdown:
         name = mastery_pb2.Component.Name(part.component).removeprefix("COMPONENT_").lower()

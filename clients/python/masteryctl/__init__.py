@@ -1,0 +1,1 @@
+"""masteryctl: the mastery engine from a terminal."""

@@ -1,0 +1,1 @@
+"""Who accessed whose data."""

@@ -1,0 +1,1 @@
+"""Many students at once, in the background."""

@@ -1,0 +1,1 @@
+"""What is held about a student: told, erased, put back, and how long it is kept."""

@@ -7,7 +7,7 @@ from mastery_grpc.application.ports import LoggedEvent
 from mastery_grpc.application.student_update import Delivery, Outcome
 from mastery_grpc.domain.events import LearningEvent, StudentKey
 from mastery_grpc.domain.results import MasteryUpdated
-from mastery_grpc.storage.memory_repository import MemoryStudentRepository
+from mastery_grpc.storage.memory.repository import MemoryStudentRepository
 from tests.builders import DEFAULT_RULES, FOR_EVER, STUDENT, at, quiz
 
 NOW = at(50)

@@ -91,7 +91,7 @@ class ApplyEvents:
         logs = await self._load_logs(loaded, deliveries, pending, now)
         changes = []
         counted: list[Sequence[Counted]] = []
-        refused: list[LoadedStudent] = []
+        told_by_log: list[LoadedStudent] = []
         for student, terms in zip(loaded, advice, strict=True):
             update = StudentUpdate(student, logs.get(student.student), rules=self._rules, advice=terms, now=now)
             for index in pending[student.student]:
@@ -99,9 +99,9 @@ class ApplyEvents:
             if (change := update.change(log_retention=self._log_retention)) is not None:
                 changes.append(change)
                 counted.append(update.counted)
-            elif any(isinstance(outcomes[index].error, EventTooOld) for index in pending[student.student]):
-                refused.append(student)
-        undone = await self._moved_on(refused) if refused else set()
+            elif any(_is_told_by_log(outcomes[index]) for index in pending[student.student]):
+                told_by_log.append(student)
+        undone = await self._moved_on(told_by_log) if told_by_log else set()
         if changes:
             written = await self._repository.commit(changes)
             for change, its_counted, is_written in zip(changes, counted, written, strict=True):
@@ -122,7 +122,8 @@ class ApplyEvents:
 
     async def _moved_on(self, students: Sequence[LoadedStudent]) -> set[StudentKey]:
         """Returns who was written or erased since he was loaded: his log, read after that, may tell of another
-        state, and that an event is too old for it tells nothing."""
+        state. That an event is too old for it tells nothing; and that it is in there may be the work of somebody
+        who has applied the very same record just now, and whose results are to be published."""
         again = await self._repository.load({loaded.student: [] for loaded in students})
         return {
             before.student
@@ -156,3 +157,8 @@ class ApplyEvents:
         if not wanted:
             return {}
         return dict(zip(wanted, await self._repository.load_logs(wanted), strict=True))
+
+
+def _is_told_by_log(outcome: Outcome) -> bool:
+    """Tells whether nothing but the log says what became of a delivery: no write has compared the version."""
+    return isinstance(outcome.error, EventTooOld) or (outcome.duplicate and outcome.mastery is None)

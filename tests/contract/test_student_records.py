@@ -197,6 +197,14 @@ async def test_the_first_record_that_asks_announces_an_erasure(place: Place) -> 
     assert await place.records.claim_announcement(student("nobody"), RECEIPT, "requests/0/7") is None
 
 
+async def test_whoever_finishes_an_erasure_does_not_forget_which_record_announced_it(place: Place) -> None:
+    left = await place.records.erase(STUDENT, mark())
+    await place.records.claim_announcement(STUDENT, RECEIPT, "requests/0/7")
+    await place.records.finish(STUDENT, replace(left, is_finished=True))  # as it was read before
+    assert await place.records.marks_of([STUDENT]) == [replace(left, origin="requests/0/7", is_finished=True)]
+    assert await place.records.claim_announcement(STUDENT, RECEIPT, "requests/0/8") is None
+
+
 # --- putting back -----------------------------------------------------------------------------------------
 
 

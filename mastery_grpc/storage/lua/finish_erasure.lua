@@ -8,10 +8,14 @@ local mark = redis.call('GET', KEYS[1])
 if not mark or not string.find(mark, '"receipt_id":"' .. ARGV[1] .. '"', 1, true) then
   return false
 end
-local new = ARGV[2]
+local new, origin = ARGV[2], ARGV[3]
 if new == '' then
   -- The record that came first announces it, however often it is read.
-  new = string.gsub(mark, '"origin":""', function() return '"origin":"' .. ARGV[3] .. '"' end, 1)
+  new = mark
+else
+  -- It may have come in the meantime.
+  origin = string.match(mark, '"origin":"([^"]*)"') or ''
 end
+new = string.gsub(new, '"origin":""', function() return '"origin":"' .. origin .. '"' end, 1)
 redis.call('SET', KEYS[1], new, 'KEEPTTL')
 return new

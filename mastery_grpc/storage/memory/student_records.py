@@ -79,7 +79,7 @@ class MemoryStudentRecords:
     async def finish(self, student: StudentKey, mark: ErasureMark) -> None:
         before = self._repository.marks.get(student)
         if before is not None and before.receipt_id == mark.receipt_id:
-            self._repository.marks[student] = mark
+            self._repository.marks[student] = replace(mark, origin=mark.origin or before.origin)
 
     async def claim_announcement(self, student: StudentKey, receipt_id: str, origin: str) -> ErasureMark | None:
         mark = self._repository.marks.get(student)

@@ -318,7 +318,7 @@ def test_a_progress_file_that_is_damaged_is_told(run: Run, tmp_path: Path) -> No
 
 
 def test_an_interrupted_program_goes_on_with_nothing_lost(fake: FakeServer, run: Run, tmp_path: Path) -> None:
-    total = 8000
+    total = 30_000  # seconds of work, so that on a slow machine, too, the signals come amid it
     written(tmp_path / "events.jsonl", *(quiz(number) for number in range(1, total + 1)))
     command = [str(Path(sys.executable).with_name("masteryctl")), "events", "send", "events.jsonl"]
     interrupted = 0

@@ -5,10 +5,14 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from mastery.v1 import mastery_pb2
 from mastery_grpc.domain.scoring import Component, Level, Weights
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from google.type.date_pb2 import Date
 
     from mastery_grpc.domain.student import Mastery
@@ -60,3 +64,10 @@ def weights_from_proto(message: mastery_pb2.Weights) -> Weights:
 def date_from_proto(message: Date) -> date:
     """Returns the day in a message that has been validated."""
     return date(message.year, message.month, message.day)
+
+
+def time_to_proto(time: datetime) -> Timestamp:
+    """Returns an aware time as a message."""
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date
 
 from mastery.v1 import mastery_pb2
@@ -14,9 +13,10 @@ from mastery_grpc.domain.advice_kinds import Action
 from mastery_grpc.domain.learning_path import LearningGoal
 from mastery_grpc.domain.recommendations import Verdict
 from mastery_grpc.domain.scoring import Component
+from mastery_grpc.rpc.convert import time_to_proto
 
 if TYPE_CHECKING:
-    from datetime import date, datetime, timedelta
+    from datetime import date, timedelta
 
     from mastery_grpc.domain.learning_path import LearningPath, LearningStep, StudyDay
     from mastery_grpc.domain.recommendations import AdviceConfig, Recommendation
@@ -81,13 +81,6 @@ def config_to_proto(config: AdviceConfig) -> pb.GetRecommendationConfigResponse:
         dismissal_duration=_duration_to_proto(config.dismissal),
         daily_effort=_duration_to_proto(config.daily_effort),
     )
-
-
-def time_to_proto(time: datetime) -> Timestamp:
-    """Returns an aware time as a message."""
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
 
 
 def _step_to_proto(step: LearningStep) -> pb.LearningStep:

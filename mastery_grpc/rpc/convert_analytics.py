@@ -10,7 +10,7 @@ from mastery_grpc.domain.analytics.history import Granularity
 from mastery_grpc.domain.cohorts import WholeSchool
 from mastery_grpc.domain.forecasting.forecast import Trend
 from mastery_grpc.domain.scoring import Component
-from mastery_grpc.rpc.convert_advice import time_to_proto
+from mastery_grpc.rpc.convert import time_to_proto
 from mastery_grpc.rpc.convert_prediction import date_to_proto
 
 if TYPE_CHECKING:

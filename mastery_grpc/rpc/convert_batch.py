@@ -15,8 +15,8 @@ from mastery_grpc.domain.errors import InvalidInput, MasteryError
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.student import Mastery
 from mastery_grpc.rpc.access import LONGEST_ID
-from mastery_grpc.rpc.convert import mastery_to_proto
-from mastery_grpc.rpc.convert_advice import recommendation_to_proto, time_to_proto
+from mastery_grpc.rpc.convert import mastery_to_proto, time_to_proto
+from mastery_grpc.rpc.convert_advice import recommendation_to_proto
 from mastery_grpc.rpc.convert_prediction import forecast_to_proto
 from mastery_grpc.rpc.status import status_of
 

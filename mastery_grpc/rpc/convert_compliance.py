@@ -6,7 +6,6 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from mastery.v1 import access_pb2, events_pb2
 from mastery.v1 import compliance_service_pb2 as pb
@@ -18,10 +17,9 @@ from mastery_grpc.application.event_protobuf import time_from_proto
 from mastery_grpc.domain.audit_chain import FaultKind
 from mastery_grpc.domain.events import StudentKey
 from mastery_grpc.domain.results import data_erased
+from mastery_grpc.rpc.convert import time_to_proto
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from mastery_grpc.application.audit.reader import AuditVerdict
     from mastery_grpc.application.compliance.erase_student import ErasureReceipt
     from mastery_grpc.application.compliance.erasure_mark import ErasureAnnouncement
@@ -43,7 +41,7 @@ def erasure_to_proto(announcement: ErasureAnnouncement) -> events_pb2.StudentDat
     )
     return events_pb2.StudentDataErased(
         event_id=told.event_id,
-        event_time=_time(announcement.erase_time),
+        event_time=time_to_proto(announcement.erase_time),
         student_id=told.student_id,
         school_id=told.school_id,
         receipt_id=told.receipt_id,
@@ -55,9 +53,9 @@ def receipt_to_proto(receipt: ErasureReceipt) -> pb.ErasureReceipt:
     return pb.ErasureReceipt(
         receipt_id=receipt.receipt_id,
         pseudonym=receipt.pseudonym,
-        erase_time=None if receipt.erase_time is None else _time(receipt.erase_time),
+        erase_time=None if receipt.erase_time is None else time_to_proto(receipt.erase_time),
         erased=[pb.ErasedData(kind=_KINDS[kind], count=count) for kind, count in receipt.counts.items()],
-        suppress_end_time=_time(receipt.suppress_end_time),
+        suppress_end_time=time_to_proto(receipt.suppress_end_time),
     )
 
 
@@ -70,7 +68,7 @@ def export_to_proto(part: ExportRecord | ExportManifest) -> pb.ExportStudentData
         manifest=pb.ExportManifest(
             student_id=part.student.student_id,
             school_id=part.student.school_id,
-            create_time=_time(part.create_time),
+            create_time=time_to_proto(part.create_time),
             entries=[
                 pb.ManifestEntry(kind=_KINDS[entry.kind], count=entry.count, sha256=entry.sha256)
                 for entry in part.entries
@@ -109,7 +107,7 @@ def entry_to_proto(entry: AuditEntry) -> pb.AuditEntry:
     """Returns an entry of the audit log as the contract shapes it."""
     return pb.AuditEntry(
         sequence=entry.sequence,
-        create_time=_time(entry.create_time),
+        create_time=time_to_proto(entry.create_time),
         caller=entry.caller,
         role=_ROLES.get(entry.role, access_pb2.ROLE_UNSPECIFIED),
         school_id=entry.school_id,
@@ -137,10 +135,4 @@ def rule_to_proto(rule: RetentionRule) -> pb.RetentionRule:
     if rule.lifetime is not None:
         message.lifetime.CopyFrom(Duration())
         message.lifetime.FromTimedelta(rule.lifetime)
-    return message
-
-
-def _time(time: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(time)
     return message

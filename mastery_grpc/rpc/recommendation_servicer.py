@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from mastery.v1 import recommendation_service_pb2 as pb
 from mastery_grpc.application.recommend import PathRequest
 from mastery_grpc.domain.events import StudentKey
+from mastery_grpc.rpc.convert import time_to_proto
 from mastery_grpc.rpc.convert_advice import (
     config_to_proto,
     goal_from_proto,
     path_to_proto,
     recommendation_to_proto,
-    time_to_proto,
     verdict_from_proto,
 )
 
